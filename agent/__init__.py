@@ -1,0 +1,1 @@
+"""One node: the loop that observes, decides and acts."""

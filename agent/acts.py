@@ -1,0 +1,131 @@
+"""What an operator's op does to this node. `control` has judged it already; here it takes effect, or is refused with
+a reason.
+
+Each act ends when its effect stands, and its answer carries the state that resulted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from agent import freshness
+from agent.chain.store import Handover
+from agent.control import Applied
+from agent.events import plain, wall_ms
+from agent.meshos.events import Admin, AdminOp, UpdateFailed, UpdateStarted
+from agent.meshos.own import refusal
+from agent.opmessage import Op
+from discovery.errors import Refused
+from discovery.lifecycle import State
+
+if TYPE_CHECKING:
+    from agent.node import Node
+
+UPDATE_DEADLINE_MS = 120_000
+UPDATE_COMMAND_TIMEOUT_S = 90.0
+SELF_CHECK_TIMEOUT_S = 20.0
+ANSWER_FIRST_S = 0.1
+"""The answer to an update gets this long to be written before the process replaces itself."""
+REASON_CHARS = 300
+
+
+class Acts:
+    """Applies ops to one node, one at a time where they would touch each other."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    @property
+    def state(self) -> State:
+        """What the node is in now."""
+        return State.LEAVING if self._node.stopping else self._node.state
+
+    async def apply(self, op: Op, by: str) -> Applied:
+        """Carries out a judged op of the operator `by`; Refused says why it has no effect."""
+        match op.verb:
+            case "kill":
+                return self._kill(op, by)
+            case "drain" | "resume":
+                return await self._admin(op, by)
+            case "update":
+                return await self._update(op, by)
+        raise Refused("unsupported", f"{op.verb} is not in this build of {self._node.name}")
+
+    def _kill(self, op: Op, by: str) -> Applied:
+        def leave() -> None:
+            self._node.request_stop("control_op", by, op.op_id)
+
+        return Applied("done", State.LEAVING.word, None, leave)
+
+    async def _admin(self, op: Op, by: str) -> Applied:
+        node = self._node
+        if why := refusal(node.state, op.verb):
+            raise why
+        verb: Literal["drain", "resume"] = "drain" if op.verb == "drain" else "resume"
+        before = node.state
+        order = AdminOp(verb, node.identity.id, op.deadline_ms, by, op.op_id)
+        await node.tell(Admin(admin=order))
+        note = None
+        if verb == "resume" and before in (State.ALIVE, State.DEGRADED):
+            note = "nothing to resume: no drain in force"
+        return Applied("done", node.state.word, note)
+
+    async def _update(self, op: Op, by: str) -> Applied:
+        """Checks the code on disk and replaces this process by it: same id, port and process; Refused changes nothing."""
+        node = self._node
+        if why := refusal(node.state, "update"):
+            raise why
+        earlier = node.state
+        await node.tell(UpdateStarted(deadline_ms=UPDATE_DEADLINE_MS, by=by, op_id=op.op_id))
+        try:
+            if command := node.settings.update_command:
+                await _run(command, UPDATE_COMMAND_TIMEOUT_S, "update command")
+            check = [sys.executable, *sys.orig_argv[1:], "--self-check"]
+            await _run(check, SELF_CHECK_TIMEOUT_S, "self-check of the code on disk")
+            node.journal.set_handover(
+                Handover(op_id=op.op_id, earlier=earlier.word, by=by, started_ms=wall_ms(), build=node.build)
+            )
+        except Refused as why:
+            await node.tell(UpdateFailed(reason=why.sentence))
+            raise Refused(why.code, f"{why.sentence}; still running build {node.build}") from why
+        on_disk = freshness.fingerprint()
+        note = f"build {node.build} → {on_disk}"
+        if on_disk == node.build:
+            note = f"nothing changed: build {on_disk} is started again"
+
+        def replace() -> None:
+            node.replacing = True
+            asyncio.get_running_loop().call_later(ANSWER_FIRST_S, node.request_stop, "update", by, op.op_id)
+
+        return Applied("accepted", State.UPDATING.word, note, replace)
+
+
+async def _run(command: Sequence[str], timeout_s: float, what: str) -> None:
+    """Runs a command to its end; Refused("update_failed") with its last words when it fails or takes too long."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as why:
+        raise Refused("update_failed", f"{what} can't be started: {why.strerror}") from why
+    try:
+        async with asyncio.timeout(timeout_s):
+            output, _ = await process.communicate()
+    except TimeoutError as why:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+        await process.wait()
+        raise Refused("update_failed", f"{what} took longer than {timeout_s:.0f} s") from why
+    if process.returncode != 0:
+        lines = [line for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
+        last = plain(lines[-1].strip())[:REASON_CHARS] if lines else "no output"
+        raise Refused("update_failed", f"{what} failed with exit {process.returncode}: {last}")

@@ -1,0 +1,1 @@
+"""The behaviour engine of a node, pure: events → state → reconcile → actions → snapshot."""

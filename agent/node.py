@@ -1,0 +1,790 @@
+"""The composition root: the only place that knows every room of this floor.
+
+A node starts in steps that it can tell the times of, runs until something asks it to stop, and says goodbye. What it
+is in (its lifecycle state) is decided by the engine's fold alone; this room carries each transition to gossip, the
+event stream and the journal, exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import fcntl
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import IO, Any, cast
+
+import msgspec
+import psutil
+
+from agent import addresses, freshness
+from agent.acts import Acts
+from agent.chain.store import LAST_PORT, OVERRIDE, REMEMBERED, Journal
+from agent.config import Settings, addr_text
+from agent.contacts import Contacts
+from agent.control import Control
+from agent.events import EventLog, LineWriter, wall_ms
+from agent.home import Home, RunEntry, make_identity, read_identity, read_secret, write_private
+from agent.loop import LoopClosed, MeshLoop, QueueFull
+from agent.meshos.actions import Action
+from agent.meshos.config import MeshOsConfig
+from agent.meshos.events import ActionOutcome, Admin, AdminOp, Alone, Health, Leaving, SelfHealth, Started
+from agent.meshos.events import Event as EngineEvent
+from agent.meshos.events import Synced as EngineSynced
+from agent.meshos.own import Transition
+from agent.operators import Operators
+from agent.pages import Pages
+from agent.recorder import Recorder
+from agent.service import Service
+from agent.view import HISTORY_PERIOD_S
+from agent.vitals import VitalsSampler
+from discovery.errors import LocalError, Refused
+from discovery.identity import default_name, fingerprint, id_text, node_id, openssh_blob, openssh_pub, verify
+from discovery.lifecycle import Evidence, State
+from discovery.links import Link, Listener, Login
+from discovery.links.limits import Role
+from discovery.member import Addr, Member, Record, Vitals
+from discovery.pool import Pool, bind_pair
+from discovery.seal import Keyring, Opener, Sealer
+from discovery.swim import Swim, SwimConfig
+from discovery.swim.effects import (
+    Changed,
+    Effect,
+    Evicted,
+    Joined,
+    LeaveDone,
+    PushPull,
+    Sentinels,
+    Synced,
+)
+
+DEFAULT_PORT = 7420
+ALONE_S = 2.0
+LEAVE_MAX_S = 0.6
+ENGINE_TIMEOUT_S = 2.0
+SAMPLE_MAX_AGE_S = 30.0
+LOGINS_TOLD_A_MINUTE = 30
+REASON_CHARS = 96
+LOOK_FOR_NODES_ALONE_S = 0.5
+LOOK_FOR_NODES_S = 30.0
+REMEMBER_EVERY_S = 60.0
+REMEMBERED_MAX = 32
+INCOMPATIBLE_EVERY_S = 60.0
+
+_EXIT_OK = 0
+
+
+class Node:
+    """One running node. `await Node(settings, home).run()` is its whole life; the result is the exit status."""
+
+    def __init__(self, settings: Settings, home: Home) -> None:
+        self.settings = settings
+        self.home = home
+        self._began = time.monotonic()
+        self._steps: list[dict[str, Any]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stop: asyncio.Future[tuple[str, str | None, str | None]] | None = None
+        self._left = asyncio.Event()
+        self._incompatible_at: dict[str, float] = {}
+        self._greeted: set[Addr] = set()
+        self._stale: dict[int, tuple[str, str]] = {}
+        self._refused_logins: deque[float] = deque()
+        self._told_deadline_ms: int | None = None
+        self._lock: IO[str] | None = None
+        self.replacing = False
+        """Set by an update: stop without a goodbye and run the code on disk in this process's place."""
+
+    # --- life
+
+    async def run(self) -> int:
+        """Starts, runs until asked to stop, says goodbye. LocalError when it can't start; nothing is left behind."""
+        loop = asyncio.get_running_loop()
+        self._stop = loop.create_future()
+        try:
+            await self._start()
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.add_signal_handler(number, self.request_stop, "signal", signal.Signals(number).name)
+            reason, by, op_id = await self._stop
+            await self._finish(reason, by, op_id)
+        finally:
+            await self._close()
+        if self.replacing:
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        return _EXIT_OK
+
+    def request_stop(self, reason: str, by: str | None = None, op_id: str | None = None) -> None:
+        """Asks the node to end: `control_op`, `signal`, `console_exit`, `update` or `error`. The first one counts."""
+        if self._stop is not None and not self._stop.done():
+            self._stop.set_result((reason, by, op_id))
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop is not None and self._stop.done()
+
+    # --- start
+
+    async def _start(self) -> None:
+        settings, home = self.settings, self.home
+        self.build = freshness.at_start()
+        mesh_key = read_secret(home.mesh_key_file(settings.mesh), f"key of mesh {settings.mesh}")
+        self._step("keys")
+        self._open_state()
+        self._step("journal")
+        udp, tcp = self._bind()
+        port = tcp.getsockname()[1]
+        self.journal.set(LAST_PORT, port)
+        self.local_addr = addresses.local_address(settings.bind, port)
+        self._step("sockets")
+
+        record = Record(
+            pub=self.identity.pub,
+            mesh=settings.mesh,
+            name=self.name,
+            kind=settings.kind,
+            incarnation=self.journal.next_incarnation(),
+            version=1,
+            state=State.JOINING,
+            addrs=addresses.advertised(settings.bind, port, settings.advertise),
+            build=self.build,
+            host=addresses.host_mark(),
+            cordoned=self.journal.get(OVERRIDE) is not None,
+            tags=settings.tag,
+        )
+        presets = {"lan": SwimConfig.lan, "wan": SwimConfig.wan, "local": SwimConfig.local}
+        fixed_s = settings.suspicion_ms / 1000 if settings.suspicion_ms else None
+        self.swim = Swim(
+            record=record,
+            sign=self.identity.sign,
+            verify=verify,
+            config=presets[settings.profile](suspicion_fixed_s=fixed_s),
+            rng=random.Random(int.from_bytes(os.urandom(16), "big")),
+            now=time.monotonic(),
+        )
+        self._open_log()
+        self.pages = Pages(self)
+        keyring = Keyring([mesh_key])
+        self.pool = Pool(
+            self.swim,
+            Sealer(keyring, f"mesh/{settings.mesh}", self.identity.id, wall_ms(), os.urandom(8)),
+            Opener(keyring, f"mesh/{settings.mesh}"),
+            udp,
+            on_effect=self._on_effect,
+            on_persist=self._persist_incarnation,
+            on_incompatible=self._on_incompatible,
+        )
+        self.service = Service(self)
+        methods = self.service.methods()
+        self.contacts = Contacts(self.pool, self.identity, methods, self.usable_addrs)
+        self.operators = Operators(home.operators_file)
+        self._client_pub = self._read_client_pub()
+        self.control = Control(
+            me=self.identity.id,
+            mesh=settings.mesh,
+            journal=self.journal,
+            operators=self.operators,
+            applier=Acts(self),
+            emit=self.events.emit,
+        )
+        self.listener = await Listener.start(
+            tcp,
+            host_key=self.identity,
+            authorise=self._authorise,
+            methods=methods,
+            on_link=self._on_link,
+            on_refused=self._on_refused_login,
+        )
+        self._step("listener")
+        self._write_run_file()
+        await self._start_engine()
+        self.pool.start()
+        self._seed()
+        self._step("gossip")
+        self.vitals = VitalsSampler(self._on_vitals, home.state)
+        self.vitals.start()
+        self.spawn(self._housekeeping())
+        if not settings.no_mdns:
+            self.spawn(self._mdns())
+        if settings.stdin_goodbye:
+            self._watch_stdin()
+        self.events.emit("node.ready", steps=self._steps, addr=addr_text(self.local_addr), build=self.build)
+
+    def _step(self, name: str) -> None:
+        self._steps.append({"step": name, "ms": round((time.monotonic() - self._began) * 1000, 1)})
+
+    def _open_state(self) -> None:
+        """Identity, lock and journal of this node's own directory; LocalError when it runs already."""
+        settings, home = self.settings, self.home
+        place = self._free_place()
+        self._kept_events = place / "events.json"
+        identity_file = place / "identity_ed25519"
+        fresh = not identity_file.exists()
+        self.identity = (
+            make_identity(identity_file, f"node of {settings.mesh}")
+            if fresh
+            else read_identity(identity_file, "node key")
+        )
+        self.name = settings.name or default_name(settings.mesh, settings.kind, self.identity.id)
+        for entry in home.running():
+            if entry.mesh == settings.mesh and entry.name == self.name and entry.pid != os.getpid():
+                raise LocalError(f"node {self.name}: already runs as process {entry.pid}; give it a --name")
+        self.journal = Journal(place / "journal.db", self.identity)
+
+    def _free_place(self) -> Path:
+        """The node's directory, locked for this process. A console without a name takes the first free one."""
+        settings = self.settings
+        base = settings.name or settings.kind
+        places = [base]
+        if settings.kind == "console" and settings.name is None:
+            places += [f"{base}-{k}" for k in range(2, 100)]
+        for place in places:
+            path = self.home.node_dir(settings.mesh, place)
+            try:
+                path.mkdir(parents=True, exist_ok=True, mode=0o700)
+                lock = (path / "lock").open("a")
+            except OSError as why:
+                raise LocalError(
+                    f"state {path}: {why.strerror}; make it a directory that you can write to"
+                ) from why
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.close()
+                continue
+            self._lock = lock
+            return path
+        raise LocalError(f"node {base} of mesh {settings.mesh}: already runs; give it a --name")
+
+    def _bind(self) -> tuple[Any, Any]:
+        """The port asked for; else the last one, the default one, or any free one."""
+        settings = self.settings
+        if settings.port:
+            return bind_pair(settings.bind, settings.port)
+        wanted = [] if settings.port == 0 else [DEFAULT_PORT]
+        handover = self.journal.handover()
+        if settings.port is None or handover is not None:
+            wanted.insert(0, int(self.journal.get(LAST_PORT, 0)))
+        for port in filter(None, wanted):
+            with contextlib.suppress(LocalError):
+                return bind_pair(settings.bind, port)
+        return bind_pair(settings.bind, 0)
+
+    def _open_log(self) -> None:
+        self._writer = LineWriter()
+        self.events = EventLog(
+            self.name, self.identity.id, self.settings.mesh, form=self.settings.log, writer=self._writer
+        )
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            if self.journal.handover() is not None:
+                self.events.restore(
+                    msgspec.json.decode(self._kept_events.read_bytes(), type=list[dict[str, Any]])
+                )
+            self._kept_events.unlink()
+        for problem in self.journal.problems:
+            self.events.emit("journal.damaged", reason=problem)
+
+    def _write_run_file(self) -> None:
+        self._run_entry = RunEntry(
+            pid=os.getpid(),
+            start=psutil.Process().create_time(),
+            id=id_text(self.identity.id),
+            pub=base64.b64encode(self.identity.pub).decode(),
+            name=self.name,
+            mesh=self.settings.mesh,
+            kind=self.settings.kind,
+            addr=addr_text(self.local_addr),
+            build=self.build,
+        )
+        write_private(
+            self.home.run_file(self.settings.mesh, self.name), msgspec.json.encode(self._run_entry) + b"\n"
+        )
+
+    def _read_client_pub(self) -> bytes | None:
+        """The key with which commands of this home log in, if the home has one."""
+        try:
+            return read_identity(self.home.client_key_file, "client key").pub
+        except LocalError as why:
+            self.events.emit("login.refused", reason=str(why))
+            return None
+
+    # --- finding the mesh
+
+    def _seed(self) -> None:
+        """Greets everybody this node may know; Alive at once when there is nobody to look for."""
+        seeds = [tuple(a) for a in self.journal.get(REMEMBERED, [])]
+        near = self._home_nodes()
+        self._greet([*near, *seeds])
+        if self.settings.join:
+            self.spawn(self._resolve_joins())
+        if not (seeds or near or self.settings.join) and self.settings.no_mdns:
+            self._alone()
+        else:
+            asyncio.get_running_loop().call_later(ALONE_S, self._alone, f"nobody answered for {ALONE_S:g} s")
+
+    def _greet(self, addrs: list[Addr]) -> None:
+        mine = set(self.swim.me.record.addrs) | {self.local_addr}
+        new = [a for a in dict.fromkeys(addrs) if a not in mine and a not in self._greeted]
+        self._greeted.update(new)
+        if new:
+            self.swim.join(new, time.monotonic())
+            self.pool.flush()
+
+    def _home_nodes(self) -> list[Addr]:
+        """Addresses of this home's other nodes of the mesh, as their run files say."""
+        mine = self.home.run_file(self.settings.mesh, self.name).name
+        found: list[Addr] = []
+        for path in self.home.run.glob(f"{self.settings.mesh}.*.json"):
+            if path.name == mine:
+                continue
+            with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError):
+                entry = msgspec.json.decode(path.read_bytes(), type=RunEntry)
+                known = entry.host_port in self._greeted
+                if entry.mesh == self.settings.mesh and not known and entry.alive():
+                    found.append(entry.host_port)
+        return found
+
+    async def _resolve_joins(self) -> None:
+        """Looks up every --join; a name that has no address yet is tried again until it has one."""
+        loop = asyncio.get_running_loop()
+        waiting = list(self.settings.join)
+        while waiting:
+            for addr in list(waiting):
+                if found := await loop.run_in_executor(None, addresses.resolve, addr):
+                    self._greet(found)
+                    waiting.remove(addr)
+            if waiting:
+                await asyncio.sleep(5.0)
+
+    async def _mdns(self) -> None:
+        from discovery.mdns import Mdns
+
+        mdns = Mdns(
+            mesh=self.settings.mesh,
+            node=self.identity.id,
+            addrs=self.swim.me.record.addrs,
+            on_found=lambda mesh, node, addrs: self._greet(addrs) if mesh == self.settings.mesh else None,
+            on_problem=self._on_mdns_problem,
+        )
+        try:
+            await mdns.start()
+            await asyncio.Future()
+        finally:
+            await mdns.close()
+
+    def _on_mdns_problem(self, text: str) -> None:
+        self.events.emit("mdns.problem", reason=text)
+
+    def usable_addrs(self, member: Member) -> list[Addr]:
+        """Where this node may dial a member: the address that answers first; loopback only on its own host."""
+        same_host = member.record.host == self.swim.me.record.host
+        addrs = [member.addr] if member.addr else []
+        addrs += [(a[0], a[1]) for a in member.record.addrs]
+        return [a for a in dict.fromkeys(addrs) if same_host or not addresses.is_loopback(a)]
+
+    # --- what gossip tells
+
+    def _on_effect(self, effect: Effect) -> None:
+        match effect:
+            case Joined(member=member):
+                self._about(
+                    "node.joined", member.record.id, member.record.name, to=member.state.word, source="gossip"
+                )
+                self._tell_if_stale(member)
+            case Changed(member=member, old=old, new=new, evidence=evidence, by=by):
+                if old is not new:
+                    self._about(
+                        "node.changed",
+                        member.record.id,
+                        member.record.name,
+                        from_=old.word,
+                        to=new.word,
+                        source=evidence.value if evidence else "gossip",
+                        reason=member.record.reason or None,
+                        by=[self.name_of(n) for n in by] or None,
+                    )
+            case Evicted(id=node, name=name, evidence=evidence, by=by):
+                self._about(
+                    "node.evicted",
+                    node,
+                    name,
+                    source=evidence.value,
+                    from_=State.LEAVING.word if evidence is Evidence.LEFT else State.DEAD.word,
+                    by=[self.name_of(n) for n in by] or None,
+                )
+            case Sentinels(nodes=nodes):
+                self.contacts.keep(nodes)
+            case PushPull(node=node):
+                self.contacts.push_pull(node)
+            case Synced():
+                self._synced()
+            case LeaveDone():
+                self._left.set()
+        self.service.changed()
+
+    def _tell_if_stale(self, member: Member) -> None:
+        """Tells of a member, or of this node, that runs other code than this disk holds: once for those two builds."""
+        build, disk = member.record.build, self.pages.disk_build
+        if not build or build == disk or not member.present:
+            self._stale.pop(member.id, None)
+        elif self._stale.get(member.id) != (build, disk):
+            self._stale[member.id] = (build, disk)
+            reason = f"runs {build}, the disk here holds {disk}"
+            self._about("build.stale", member.id, member.record.name, reason=reason)
+
+    def _about(self, kind: str, node: int, name: str, **fields: Any) -> None:
+        """An event about another node."""
+        self.events.emit(kind, node=name, id=id_text(node), **fields)
+
+    def _persist_incarnation(self, incarnation: int) -> None:
+        """Makes it durable before it is told. On a full disk the refutation goes out all the same: a restart that
+        comes back too low learns of it from the others, a node that can't refute is dead to them."""
+        try:
+            self.journal.set_incarnation(incarnation)
+        except Refused as why:
+            self._journal_refused(why)
+
+    def _journal_refused(self, why: Refused) -> None:
+        self.pool.counters[why.code] += 1
+        self.events.emit("journal.refused", reason=why.sentence)
+
+    def _on_incompatible(self, addr: Addr, theirs: int, ours: int) -> None:
+        """Tells of a peer that speaks another wire version, at most once a minute an address."""
+        now = time.monotonic()
+        if now - self._incompatible_at.get(addr[0], -INCOMPATIBLE_EVERY_S) < INCOMPATIBLE_EVERY_S:
+            return
+        if len(self._incompatible_at) > 1024:
+            self._incompatible_at.clear()
+        self._incompatible_at[addr[0]] = now
+        self.pages.view.incompatible |= {
+            m.id for m in self.swim.members.values() if addr in (m.addr, *m.record.addrs)
+        }
+        self.events.emit(
+            "wire.incompatible",
+            addr=addr_text(addr),
+            theirs=theirs,
+            ours=ours,
+            reason=f"{addr_text(addr)} speaks wire version {theirs}, this node {ours}; update the older one",
+        )
+        self.service.changed()
+
+    def name_of(self, node: int) -> str:
+        """A node's name as this view knows it, or its id."""
+        if node == self.identity.id:
+            return self.name
+        if member := self.swim.members.get(node):
+            return member.record.name
+        if tombstone := self.swim.tombstones.get(node):
+            return tombstone.name
+        return id_text(node)
+
+    def target(self, text: str) -> Member | None:
+        """The member with this id (16 hex digits), None for this node itself; Refused when it is unknown or gone."""
+        try:
+            node = int(text, 16)
+        except ValueError as why:
+            raise Refused("unknown", f"{text[:40]!r}: not a node id") from why
+        if node == self.identity.id:
+            return None
+        member = self.swim.members.get(node)
+        if member is None:
+            raise self.pages.gone(node) or Refused("unknown", f"{text[:40]}: not known to {self.name}")
+        return member
+
+    # --- logins
+
+    def _authorise(self, key_line: str, username: str, peer: Addr) -> Login | None:
+        """Who is at the other end of a new link, by its key: a member, the home's own client, or an operator."""
+        pub = openssh_pub(key_line)
+        print_ = fingerprint(openssh_blob(key_line))
+        if username == "member" and pub is not None:
+            member = self.swim.members.get(node_id(pub))
+            if member is not None and member.record.pub == pub:
+                return Login("member", member.id, pub, print_, None, key_line)
+        elif username == "home" and pub is not None and pub == self._client_pub:
+            return Login("home", None, pub, print_, None, key_line)
+        elif username == "op":
+            operator = self.operators.lookup(key_line, peer[0], wall_ms())
+            if operator is not None:
+                role = cast("Role", operator.role)
+                return Login("op", None, pub, print_, role, key_line, operator.verify_required)
+        return None
+
+    def _on_link(self, link: Link) -> None:
+        if link.login.kind == "member":
+            self.contacts.adopt(link)
+
+    def _on_refused_login(self, code: str, addr: Addr, print_: str | None) -> None:
+        """Tells of a connection that became no link, at most LOGINS_TOLD_A_MINUTE times; all are counted."""
+        now = time.monotonic()
+        while self._refused_logins and self._refused_logins[0] < now - 60:
+            self._refused_logins.popleft()
+        if code == "closed_early" or len(self._refused_logins) >= LOGINS_TOLD_A_MINUTE:
+            return
+        self._refused_logins.append(now)
+        self.events.emit("login.refused", reason=code, addr=addr_text(addr), key=print_)
+
+    # --- the engine
+
+    async def _start_engine(self) -> None:
+        """Starts the loop, and takes up what the last process left: an update in progress, a drain in force."""
+        settings, journal = self.settings, self.journal
+        config = MeshOsConfig(
+            cpu_budget_permille=round(settings.cpu_budget * 10),
+            mem_budget_permille=round(settings.mem_budget * 10),
+        )
+        recorder = Recorder(settings.record, self.identity.id, config) if settings.record else None
+        self.loop = MeshLoop(
+            self.identity.id,
+            config,
+            on_transition=self._on_transition,
+            on_action=self._on_action,
+            recorder=recorder,
+        )
+        self._recorder = recorder
+        self.loop.install_rtt_probe("pool", self._rtt_samples)
+        self.loop.install_health_probe("pool", self._health_samples)
+        self.loop_task = self.spawn(self.loop.run())
+        handover = journal.handover()
+        if handover is not None:
+            await self.tell(Started(updated=True, by=handover.by, op_id=handover.op_id))
+            journal.set_handover(None)
+        else:
+            await self.tell(Started())
+        override = journal.get(OVERRIDE)
+        if isinstance(override, dict) and override.get("op") == "drain":
+            left_ms = max(0, int(override.get("until_ms", 0)) - wall_ms())
+            order = AdminOp("drain", self.identity.id, left_ms, override.get("by"), override.get("op_id"))
+            await self.tell(Admin(admin=order))
+
+    async def tell(self, event: EngineEvent) -> Transition | None:
+        """Hands an event to the engine and waits until it is folded; the record then says what resulted."""
+        move = await self.loop.publish_folded(event, ENGINE_TIMEOUT_S)
+        if isinstance(event, Admin):
+            self._keep_override()
+        self._state_record()
+        return move
+
+    @property
+    def state(self) -> State:
+        """What this node is in, as of the last event folded."""
+        return self.loop.life.state
+
+    def _on_transition(self, move: Transition) -> None:
+        """Carries one move to gossip, the event stream and the journal."""
+        self._state_record()
+        event = self.events.emit(
+            "node.state_changed",
+            from_=move.old.word if move.old is not None else None,
+            to=move.new.word,
+            reason=move.reason or None,
+            by=move.by,
+            op_id=move.op_id,
+        )
+        kept = {k: event[k] for k in ("from", "to", "reason", "by", "op_id")}
+        self.journal.append("node.state_changed", kept, at_ms=event["at_ms"])
+        self.service.changed()
+
+    def _state_record(self) -> None:
+        """Brings the member record up to what the engine says of this node; broadcast when it changed."""
+        life, record = self.loop.life, self.swim.me.record
+        if life.state is State.LEAVING:
+            return  # the goodbye says it
+        deadline_at_ms = None
+        if life.update is not None:
+            deadline_at_ms = life.update.deadline_at_ms
+        elif life.drain is not None and life.state is State.DRAINING:
+            deadline_at_ms = life.drain.deadline_at_ms
+        reason = "" if life.state in (State.JOINING, State.ALIVE) else life.reason[:REASON_CHARS]
+        wanted = {"state": life.state, "cordoned": life.cordoned, "reason": reason}
+        changes: dict[str, Any] = {k: v for k, v in wanted.items() if getattr(record, k) != v}
+        if changes or deadline_at_ms != self._told_deadline_ms:
+            self._told_deadline_ms = deadline_at_ms
+            left_ms = None if deadline_at_ms is None else max(0, deadline_at_ms - self.loop.now_ms())
+            changes["deadline_ms"] = left_ms
+            self.swim.update_self(time.monotonic(), **changes)
+            self.pool.flush()
+
+    def _keep_override(self) -> None:
+        drain = self.loop.life.drain
+        kept = None
+        if drain is not None:
+            until_ms = wall_ms() + drain.deadline_at_ms - self.loop.now_ms()
+            kept = {"op": "drain", "until_ms": until_ms, "by": drain.by, "op_id": drain.op_id}
+        try:
+            self.journal.set(OVERRIDE, kept, durable=True)
+        except Refused as why:
+            self._journal_refused(why)
+
+    def _on_action(self, action: Action) -> bool:
+        """What reconcile wants done. In this build that is marking a peer to avoid, which its write-back does."""
+        self.journal.append(f"action.{action.KIND}", {"target": str(action.target)})
+        self.loop.try_publish(ActionOutcome(action.KIND, action.target, "dispatched"))
+        return True
+
+    def _rtt_samples(self) -> list[tuple[Any, float]]:
+        oldest = time.monotonic() - SAMPLE_MAX_AGE_S
+        return [
+            (node, m.rtt_s * 1000)
+            for node, m in self.swim.members.items()
+            if m.rtt_s is not None and m.last_seen > oldest and m.present
+        ]
+
+    def _health_samples(self) -> list[tuple[Any, Health, str]]:
+        found: list[tuple[Any, Health, str]] = []
+        for node, member in self.swim.members.items():
+            if member.state is State.DEAD:
+                found.append((node, Health.UNREACHABLE, member.evidence.value if member.evidence else ""))
+            elif member.suspect_since is not None:
+                found.append((node, Health.DEGRADED, "suspected"))
+            else:
+                found.append((node, Health.HEALTHY, ""))
+        return found
+
+    def _on_vitals(self, vitals: Vitals) -> None:
+        self.swim.set_vitals(vitals, time.monotonic())
+        self.loop.try_publish(SelfHealth(cpu=vitals.cpu, mem=vitals.mem))
+        self.pool.flush()
+        self.service.changed()
+
+    def _synced(self) -> None:
+        self.loop.try_publish(EngineSynced())
+
+    def _alone(self, reason: str = "nobody to look for") -> None:
+        if self.state is State.JOINING and not self.loop.closed:
+            self.loop.try_publish(Alone(reason))
+
+    def engine_document(self) -> dict[str, Any]:
+        """The engine's snapshot with ages as of now, ids shown as names."""
+        return self.loop.document(lambda key: self.name_of(key) if isinstance(key, int) else key)
+
+    def counters(self) -> Counter[str]:
+        """What was refused or dropped since the start, by code."""
+        found: Counter[str] = Counter()
+        for counters in (self.pool.counters, self.swim.counters, self.journal.counters):
+            found.update(counters)
+        found.update({c: n for c, n in self.listener.counters.items() if c not in ("accepted", "links")})
+        found.update({c: n for c, n in self.control.counters.items() if c.startswith("refused")})
+        if self._writer.dropped:
+            found["log_dropped"] = self._writer.dropped
+        return found
+
+    # --- keeping house
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Runs a task that lives no longer than the node; one that fails ends the node, saying why."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (why := task.exception()) is not None:
+            self.events.emit("node.defect", reason=f"{type(why).__name__}: {why}")
+            self.request_stop("error", f"{type(why).__name__}: {why}")
+
+    async def _housekeeping(self) -> None:
+        """History samples, remembered peers, idle links, and looking for this home's nodes while alone."""
+        remembered_at = looked_at = time.monotonic()
+        sampled_at = 0.0
+        while True:
+            alone = not any(m.present for m in self.swim.members.values())
+            now = time.monotonic()
+            if now - looked_at >= (LOOK_FOR_NODES_ALONE_S if alone else LOOK_FOR_NODES_S):
+                looked_at = now
+                if alone:
+                    self._greeted.clear()
+                self._greet(self._home_nodes())
+            if now - sampled_at >= HISTORY_PERIOD_S:
+                sampled_at = now
+                self.pages.view.sample(self.swim.members, self.swim.me)
+                for member in (self.swim.me, *self.swim.members.values()):
+                    self._tell_if_stale(member)
+                self.contacts.close_idle()
+            if now - remembered_at >= REMEMBER_EVERY_S:
+                remembered_at = now
+                self._remember()
+            await asyncio.sleep(LOOK_FOR_NODES_ALONE_S if alone else HISTORY_PERIOD_S)
+
+    def _remember(self) -> None:
+        """Notes where members were reached, for the next start."""
+        known = [
+            m.addr or m.record.addrs[0] for m in self.swim.members.values() if m.present and m.record.addrs
+        ]
+        if known:
+            self.journal.set(REMEMBERED, sorted([list(a) for a in known])[:REMEMBERED_MAX])
+
+    def _watch_stdin(self) -> None:
+        """End of file on stdin is a goodbye: whoever started this node is gone."""
+
+        def readable() -> None:
+            try:
+                data = os.read(0, 4096)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                asyncio.get_running_loop().remove_reader(0)
+                self.request_stop("console_exit")
+
+        try:
+            os.set_blocking(0, False)
+            asyncio.get_running_loop().add_reader(0, readable)
+        except (OSError, ValueError, PermissionError):
+            self.request_stop("console_exit")
+
+    # --- end
+
+    async def _finish(self, reason: str, by: str | None, op_id: str | None) -> None:
+        """Says what is to be said: nothing but the event for an update, else Leaving and the goodbye to everybody."""
+        if reason != "update":
+            with contextlib.suppress(QueueFull, LoopClosed):
+                await self.tell(Leaving(reason=reason, by=by, op_id=op_id))
+        event = self.events.emit("node.stopping", reason=reason, by=by, op_id=op_id)
+        kept = {k: event[k] for k in ("reason", "by", "op_id")}
+        self.journal.append("node.stopping", kept, at_ms=event["at_ms"])
+        self._remember()
+        self.journal.flush()
+        if reason == "update":
+            with contextlib.suppress(OSError):
+                write_private(self._kept_events, msgspec.json.encode(self.events.recent(), enc_hook=str))
+            return
+        self.swim.leave(time.monotonic())
+        over_links = asyncio.create_task(self.contacts.goodbye(self.swim.goodbye()))
+        self.pool.flush()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_MAX_S):
+                await self._left.wait()
+        await over_links
+
+    async def _close(self) -> None:
+        """Ends every task and closes everything that was opened, in the reverse order."""
+        for task in self._tasks:
+            task.remove_done_callback(self._ended)
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for name, close in (
+            ("vitals", "close"),
+            ("contacts", "close"),
+            ("listener", "close"),
+            ("pool", "close"),
+            ("_recorder", "close"),
+            ("journal", "close"),
+            ("_writer", "close"),
+        ):
+            room = getattr(self, name, None)
+            if room is not None:
+                with contextlib.suppress(Exception):
+                    done = getattr(room, close)()
+                    if done is not None:
+                        await done
+        if not self.replacing and getattr(self, "_run_entry", None) is not None:
+            with contextlib.suppress(OSError):
+                self.home.run_file(self.settings.mesh, self.name).unlink()

@@ -1,0 +1,204 @@
+"""The documents a node answers with: rows, the page of one node, its mesh, its own checks.
+
+All of them are made from what gossip, the engine and the journal hold at that moment; nothing is folded here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from agent import freshness
+from agent.events import wall_ms
+from agent.view import Row, View, spawned_row
+from discovery.errors import Refused
+from discovery.identity import id_text
+from discovery.lifecycle import EVIDENCE_TEXT, Evidence, State
+from discovery.member import Member
+
+if TYPE_CHECKING:
+    from agent.node import Node
+
+WHY_EVENTS = 20
+CANDIDATES_SHOWN = 8
+
+
+class Pages:
+    """Answers about one node's view."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._disk = freshness.DiskWatch()
+        self.view = View(node.identity.id, node.name_of)
+
+    @property
+    def disk_build(self) -> str:
+        """The fingerprint of the code on this disk, looked at every 2 s at most."""
+        return self._disk.current()
+
+    def row(self, member: Member, now: float, *, others: int | None = None, history: bool = False) -> Row:
+        """One member's row in this view. `others`: how many other members are present, where that is known already."""
+        if others is None:
+            others = sum(m.present for m in self._node.swim.members.values())
+        return self.view.row(member, now, others=others, disk_build=self.disk_build, history=history)
+
+    def rows(self) -> list[Row]:
+        """Everybody in view, this node first, then by name; then what this home started and gossip has not met."""
+        now = time.monotonic()
+        swim = self._node.swim
+        members = [swim.me, *sorted(swim.members.values(), key=lambda m: m.record.name)]
+        others = sum(m.present for m in swim.members.values())
+        build = self.disk_build
+        return [self.view.row(m, now, others=others, disk_build=build) for m in members] + self.spawned()
+
+    def spawned(self) -> list[Row]:
+        """Rows of running processes that this home started and that gossip does not know (yet)."""
+        from agent.spawn import SpawnRegistry
+
+        node = self._node
+        known = {id_text(m.id) for m in (node.swim.me, *node.swim.members.values())}
+        names = {m.record.name for m in (node.swim.me, *node.swim.members.values())}
+        return [
+            spawned_row(
+                entry.id, entry.name, entry.mesh, entry.kind, entry.addr or None, time.time() - entry.start
+            )
+            for entry in SpawnRegistry(node.home).entries()
+            if entry.mesh == node.settings.mesh
+            and entry.id
+            and entry.id not in known
+            and entry.name not in names
+        ]
+
+    def member(self, text: str) -> Member:
+        """The member with this id (16 hex digits), this node included; Refused when unknown or gone."""
+        return self._node.target(text) or self._node.swim.me
+
+    def page(self, text: str) -> dict[str, Any]:
+        """Everything about one node: its row; its engine's snapshot when it is this very node."""
+        node = self._node
+        member = self.member(text)
+        now = time.monotonic()
+        mine = member.id == node.identity.id
+        snapshot = node.engine_document() if mine else {}
+        return {
+            "node": self.row(member, now, history=True),
+            "daemons": snapshot.get("daemons", []),
+            "replicas": snapshot.get("replicas", []),
+            "peers": snapshot.get("peers", []),
+            "avoid_list": snapshot.get("avoid_list", []),
+            "local_maintenance": snapshot.get("local_maintenance", {"state": member.record.maintenance}),
+            "recently_emitted": snapshot.get("recently_emitted", []),
+            "recent_failures": snapshot.get("recent_failures", []),
+            "stats": snapshot.get("stats", {}),
+            "answered_by": node.name,
+            "age_ms": 0 if mine else round((now - member.last_seen) * 1000),
+            "why": node.events.about(id_text(member.id), WHY_EVENTS),
+            "wants": snapshot.get("recently_emitted", []),
+            "held_back": snapshot.get("held_back", []),
+            "counters": dict(node.counters()) if mine else {},
+        }
+
+    def mesh_row(self) -> dict[str, Any]:
+        """This node's own mesh. Nobody publishes it in this build: the publisher's members are null."""
+        swim = self._node.swim
+        members = [swim.me, *swim.members.values()]
+        states = Counter(m.state.word for m in members)
+        cpu = [m.vitals.cpu for m in members if m.present and m.vitals and m.vitals.cpu is not None]
+        mem = [m.vitals.mem for m in members if m.present and m.vitals and m.vitals.mem is not None]
+        return {
+            "mesh": self._node.settings.mesh,
+            "publisher": {"id": None, "name": None, "addr": None},
+            "epoch": None,
+            "version": None,
+            "expires_in_ms": None,
+            "expired": False,
+            "nodes": {"total": len(members), **{s.word: states.get(s.word, 0) for s in State}},
+            "cpu": round(sum(cpu) / len(cpu) / 1000, 3) if cpu else None,
+            "mem": round(sum(mem) / len(mem) / 1000, 3) if mem else None,
+            "age_ms": 0,
+            "home": True,
+        }
+
+    def resolve(self, text: str) -> dict[str, Any]:
+        """What a name, an id or a unique prefix of either means here; an exact one wins over a prefix.
+
+        Refused: `unknown`, `ambiguous` (with the candidates), `gone` (known only by its tombstone)."""
+        node = self._node
+        members = [node.swim.me, *node.swim.members.values()]
+        found = [m for m in members if text in (m.record.name, id_text(m.id))]
+        live = [m for m in found if m.present] or found
+        if not found:
+            for member_id, tombstone in node.swim.tombstones.items():
+                if text in (tombstone.name, id_text(member_id)) and (why := self.gone(member_id)):
+                    raise why
+            live = [m for m in members if m.record.name.startswith(text) or id_text(m.id).startswith(text)]
+        if text and len(live) == 1:
+            member = live[0]
+            return {
+                "id": id_text(member.id),
+                "name": member.record.name,
+                "mesh": member.record.mesh,
+                "kind": member.record.kind,
+                "state": member.state.word,
+            }
+        if text and live:
+            names = Counter(m.record.name for m in live)
+            raise _ambiguous(
+                text, [m.record.name if names[m.record.name] == 1 else id_text(m.id) for m in live]
+            )
+        faded = [
+            (t.at, t.name, member_id)
+            for member_id, t in node.swim.tombstones.items()
+            if t.name.startswith(text) or id_text(member_id).startswith(text)
+        ]
+        if text and len({name for _, name, _ in faded}) > 1:
+            raise _ambiguous(text, [name for _, name, _ in faded])
+        if text and faded and (why := self.gone(max(faded)[2])):
+            raise why
+        raise Refused("unknown", f"{text}: no such node in the view of {node.name}")
+
+    def gone(self, member_id: int) -> Refused | None:
+        """Why a node that is known only by its tombstone can't be reached, or None when there is no tombstone."""
+        tombstone = self._node.swim.tombstones.get(member_id)
+        if tombstone is None:
+            return None
+        ago = f"{max(0, round(time.monotonic() - tombstone.at))} s ago"
+        if tombstone.evidence is Evidence.LEFT:
+            return Refused("gone", f"{tombstone.name}: said goodbye {ago}")
+        return Refused(
+            "gone", f"{tombstone.name}: dead, evicted from view; {EVIDENCE_TEXT[tombstone.evidence]}"
+        )
+
+    def checks(self) -> list[dict[str, Any]]:
+        """What `qd doctor` asks this node about itself."""
+        node = self._node
+        fresh = self.disk_build == node.build
+        problems = node.operators.problems
+        return [
+            {
+                "what": "code",
+                "ok": fresh,
+                "text": f"runs build {node.build}"
+                + ("" if fresh else f", stale: the disk holds {self.disk_build}; `qd update {node.name}`"),
+            },
+            {"what": "clock", "ok": None, "text": "wall clock", "wall_ms": wall_ms()},
+            {
+                "what": "operators",
+                "ok": not problems,
+                "text": "; ".join(str(p) for p in problems) or "authorized_operators reads well",
+            },
+            {
+                "what": "journal",
+                "ok": not node.journal.problems,
+                "text": "; ".join(node.journal.problems) or "journal intact",
+            },
+        ]
+
+
+def _ambiguous(text: str, names: list[str]) -> Refused:
+    several = sorted(set(names))
+    more = f" and {len(several) - CANDIDATES_SHOWN} more" if len(several) > CANDIDATES_SHOWN else ""
+    return Refused(
+        "ambiguous", f"{text}: means {', '.join(several[:CANDIDATES_SHOWN])}{more}; write more of it"
+    )

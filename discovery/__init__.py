@@ -1,0 +1,1 @@
+"""Who is out there, in what state, and how to reach them."""

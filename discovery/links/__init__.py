@@ -1,0 +1,22 @@
+"""Links: SSH connections between our processes, keys proved both ways; calls and streams both ways."""
+
+import discovery.links.lean  # noqa: F401  (before anything that imports asyncssh)
+from discovery.links.dialling import dial
+from discovery.links.limits import Limits, Login
+from discovery.links.link import Handler, Link
+from discovery.links.listener import Authorise, Listener, OnRefused
+from discovery.links.ssh import agent_keys, key_line, sign_with
+
+__all__ = [
+    "Authorise",
+    "Handler",
+    "Limits",
+    "Link",
+    "Listener",
+    "Login",
+    "OnRefused",
+    "agent_keys",
+    "dial",
+    "key_line",
+    "sign_with",
+]

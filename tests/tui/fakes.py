@@ -1,0 +1,392 @@
+"""A fleet that never was: plausible rows, events and a client that plays them, for tests and screenshots."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from discovery.errors import Refused, Unreachable
+
+WALL_MS = 1_767_089_000_000
+
+KEYS = {
+    "id": None,
+    "name": None,
+    "mesh": "alpha",
+    "kind": "compute",
+    "state": "alive",
+    "since_ms": 7_200_000,
+    "source": "gossip",
+    "cpu": 0.1,
+    "mem": 0.4,
+    "disk": 0.5,
+    "rtt_ms": 0.4,
+    "addr": "127.0.0.1:7946",
+    "build": "3c9a1f20b7de",
+    "fresh": True,
+    "wire": 1,
+    "maintenance": "active",
+    "maintenance_until_ms": None,
+    "cordoned": False,
+    "daemons": {"running": 0, "total": 0},
+    "failures": 0,
+    "last_seen_ms": 400,
+    "tags": {},
+    "evidence": None,
+    "period_ms": 5000,
+    "incarnation": 3,
+    "suspect": False,
+}
+
+
+def row(name: str, number: int = 0, **changes: Any) -> dict[str, Any]:
+    """A row as an agent serves it. The id follows from `number`, kind and mesh from the name where it tells them."""
+    parts = name.split(".")
+    given: dict[str, Any] = dict(KEYS, name=name, id=f"{number or abs(hash(name)) % 2**60:016x}")
+    if len(parts) == 3:
+        given |= {"mesh": parts[0], "kind": parts[1]}
+    given |= {"history": wave(given["id"], changes.get("cpu", 0.1))}
+    return given | changes
+
+
+def wave(seed: str, level: float | None, count: int = 60) -> list[int | None]:
+    """A history of permille that ends near `level`."""
+    if level is None:
+        return []
+    phase = int(seed[-3:], 16) / 650
+    return [
+        max(
+            0,
+            min(
+                1000,
+                round(
+                    1000 * level * (0.72 + 0.28 * math.sin(at / 4.1 + phase) * math.cos(at / 9.7 + phase * 2))
+                ),
+            ),
+        )
+        for at in range(count)
+    ]
+
+
+def fleet() -> list[dict[str, Any]]:
+    """Fourteen nodes of three meshes, with every state and most kinds of trouble."""
+    return [
+        row(
+            "alpha.console.31aa90",
+            0x31AA90,
+            source="self",
+            rtt_ms=None,
+            last_seen_ms=0,
+            cpu=0.02,
+            mem=0.2,
+            since_ms=240_000,
+            addr="127.0.0.1:7941",
+        ),
+        row(
+            "alpha.gateway.4f1a77",
+            0x4F1A77,
+            cpu=0.09,
+            mem=0.33,
+            rtt_ms=0.3,
+            since_ms=180_000_000,
+            tags={"zone": "a"},
+        ),
+        row(
+            "alpha.broker.11c3a0",
+            0x11C3A0,
+            cpu=0.06,
+            mem=0.35,
+            rtt_ms=0.4,
+            since_ms=180_000_000,
+            tags={"zone": "a"},
+        ),
+        row(
+            "alpha.broker.77b1e9",
+            0x77B1E9,
+            state="degraded",
+            reason="cpu over 95 % for 15 s",
+            cpu=0.98,
+            mem=0.71,
+            rtt_ms=1.9,
+            since_ms=190_000,
+            failures=2,
+            tags={"zone": "b"},
+        ),
+        row(
+            "alpha.broker.0ad412",
+            0x0AD412,
+            state="draining",
+            cpu=0.04,
+            mem=0.38,
+            rtt_ms=0.6,
+            since_ms=40_000,
+            deadline_ms=260_000,
+            cordoned=True,
+            reason="drained by op@laptop",
+        ),
+        row(
+            "alpha.compute.5d20bb",
+            0x5D20BB,
+            state="updating",
+            cpu=None,
+            mem=None,
+            rtt_ms=0.5,
+            since_ms=6_000,
+            last_seen_ms=2_000,
+        ),
+        row(
+            "alpha.compute.c80d15",
+            0xC80D15,
+            cpu=0.41,
+            mem=0.52,
+            rtt_ms=12.4,
+            since_ms=18_000_000,
+            fresh=False,
+            build="9b07c2aa4410",
+            tags={"zone": "b"},
+        ),
+        row(
+            "alpha.compute.e91b04",
+            0xE91B04,
+            cpu=0.38,
+            mem=0.5,
+            rtt_ms=0.7,
+            since_ms=18_000_000,
+            tags={"zone": "a"},
+        ),
+        row(
+            "alpha.compute.9e02f1",
+            0x9E02F1,
+            state="dead",
+            cpu=0.5,
+            mem=0.5,
+            since_ms=12_000,
+            last_seen_ms=12_400,
+            evidence={
+                "kind": "exited",
+                "by": ["alpha.broker.11c3a0", "alpha.gateway.4f1a77"],
+                "text": "process gone (or a firewall closed its port)",
+            },
+        ),
+        row("beta.gateway.b03c21", 0xB03C21, cpu=0.12, mem=0.44, rtt_ms=18.2, since_ms=400_000),
+        row("beta.broker.77aa01", 0x77AA01, cpu=0.31, mem=0.61, rtt_ms=18.9, since_ms=400_000, suspect=True),
+        row(
+            "beta.broker.d2c9f0",
+            0xD2C9F0,
+            cpu=0.22,
+            mem=0.57,
+            rtt_ms=None,
+            since_ms=400_000,
+            last_seen_ms=19_000,
+        ),
+        row("beta.broker.e4410c", 0xE4410C, cpu=0.17, mem=0.48, rtt_ms=22.0, since_ms=400_000),
+        row(
+            "gamma.console.6b2f00", 0x6B2F00, cpu=0.01, mem=0.19, rtt_ms=0.9, state="joining", since_ms=1_000
+        ),
+    ]
+
+
+def event(kind: str, name: str, at_s: float, **changes: Any) -> dict[str, Any]:
+    """An event with all its keys."""
+    given: dict[str, Any] = dict.fromkeys(
+        ("at_ms", "kind", "node", "id", "mesh", "from", "to", "source", "reason", "op_id", "by")
+    )
+    found = next((r for r in fleet() if r["name"] == name), None)
+    given |= {"at_ms": WALL_MS + int(at_s * 1000), "kind": kind, "node": name, "mesh": name.split(".")[0]}
+    given["id"] = found["id"] if found else None
+    return given | changes
+
+
+def events() -> list[dict[str, Any]]:
+    """What led to the fleet above."""
+    return [
+        event("node.ready", "alpha.console.31aa90", -240, reason="bound 12 ms, joined 310 ms"),
+        event("node.joined", "alpha.gateway.4f1a77", -239.8, to="alive", source="gossip"),
+        event("node.joined", "alpha.broker.11c3a0", -239.7, to="alive", source="gossip"),
+        event("node.joined", "alpha.broker.77b1e9", -239.7, to="alive", source="gossip"),
+        event("build.stale", "alpha.compute.c80d15", -200, reason="runs 9b07c2, the disk holds 3c9a1f"),
+        event(
+            "node.changed",
+            "alpha.broker.77b1e9",
+            -190,
+            **{"from": "alive", "to": "degraded"},
+            reason="cpu over 95 % for 15 s",
+        ),
+        event(
+            "login.refused",
+            "alpha.console.31aa90",
+            -120,
+            source="10.0.4.17:51022",
+            reason="unknown key SHA256:t9Qb…",
+        ),
+        event(
+            "control.received",
+            "alpha.broker.0ad412",
+            -40,
+            reason="drain",
+            by="op@laptop",
+            op_id="01KDQ3W9M2V0",
+        ),
+        event(
+            "node.changed",
+            "alpha.broker.0ad412",
+            -40,
+            **{"from": "alive", "to": "draining"},
+            op_id="01KDQ3W9M2V0",
+            by="op@laptop",
+        ),
+        event(
+            "node.changed",
+            "alpha.compute.9e02f1",
+            -12,
+            **{"from": "alive", "to": "dead"},
+            source="exited",
+            by=["alpha.broker.11c3a0", "alpha.gateway.4f1a77"],
+        ),
+        event("node.evicted", "alpha.compute.a1b2c3", -9, source="left", reason="control_op", by="op@laptop"),
+        event(
+            "node.changed", "alpha.compute.5d20bb", -6, **{"from": "alive", "to": "updating"}, by="op@laptop"
+        ),
+    ]
+
+
+HELLO = {
+    "id": f"{0x31AA90:016x}",
+    "name": "alpha.console.31aa90",
+    "mesh": "alpha",
+    "kind": "console",
+    "build": "3c9a1f20b7de",
+    "wire": 1,
+    "wall_ms": WALL_MS,
+    "nonce": "n",
+    "state": "alive",
+    "role": "operate",
+}
+
+
+def first_frame(rows: list[dict[str, Any]] | None = None, **changes: Any) -> dict[str, Any]:
+    """The first frame of a watch stream."""
+    return {
+        "full": True,
+        "me": HELLO,
+        "rows": fleet() if rows is None else rows,
+        "events": events(),
+        "counters": {"forged": 9, "login": 3},
+        "at_ms": WALL_MS,
+    } | changes
+
+
+def delta(
+    rows: list[dict[str, Any]] | None = None, gone: list[str] | None = None, **changes: Any
+) -> dict[str, Any]:
+    """A later frame: rows carry no history."""
+    bare = [{k: v for k, v in r.items() if k != "history"} for r in rows or []]
+    return {
+        "full": False,
+        "rows": bare,
+        "gone": gone or [],
+        "events": [],
+        "counters": {},
+        "at_ms": WALL_MS,
+    } | changes
+
+
+class FakeClient:
+    """Plays frames that a test puts into it. `lose()` ends the stream as a lost agent does."""
+
+    def __init__(self, *frames: dict[str, Any]) -> None:
+        self.hello = dict(HELLO)
+        self.frames: asyncio.Queue[dict[str, Any] | Exception] = asyncio.Queue()
+        self.closed = False
+        self.asked: list[str] = []
+        self.ops: list[tuple[str, str, dict[str, Any]]] = []
+        self.doc: dict[str, Any] | Exception = {
+            "node": {},
+            "daemons": [],
+            "replicas": [],
+            "peers": [{"name": "alpha.gateway.4f1a77", "rtt_ms": 0.31, "health": "alive"}],
+            "avoid_list": [],
+            "local_maintenance": {},
+            "recently_emitted": [],
+            "recent_failures": [],
+            "stats": {"ticks": 4210, "events": 9031},
+            "answered_by": "alpha.console.31aa90",
+            "age_ms": 120,
+            "why": [],
+            "wants": [],
+            "held_back": [],
+        }
+        for frame in frames:
+            self.frames.put_nowait(frame)
+
+    def put(self, frame: dict[str, Any]) -> None:
+        self.frames.put_nowait(frame)
+
+    def lose(self, why: str = "connection lost") -> None:
+        self.frames.put_nowait(Unreachable(why))
+
+    async def watch(self, mesh: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        while True:
+            try:
+                frame = await asyncio.wait_for(self.frames.get(), 0.5)
+            except TimeoutError:
+                frame = delta()
+            if isinstance(frame, Exception):
+                raise frame
+            yield frame
+
+    async def node(self, node_id: str) -> dict[str, Any]:
+        self.asked.append(node_id)
+        if isinstance(self.doc, Exception):
+            raise self.doc
+        return self.doc
+
+    async def resolve(self, text: str) -> dict[str, Any]:
+        for found in fleet():
+            if text in (found["name"], found["id"]):
+                return {key: found[key] for key in ("id", "name", "mesh", "state")}
+        raise Refused("unknown", f"no node {text!r}")
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def send_done(
+    client: FakeClient, verb: str, target: str, args: dict[str, Any], on_stage: Callable[[str], None]
+) -> dict[str, Any]:
+    """An op that is done at once."""
+    client.ops.append((verb, target, args))
+    on_stage("sent")
+    on_stage("received")
+    return {
+        "op_id": "01KDQ3W9M2V0A7",
+        "target": target,
+        "op": verb,
+        "result": "done",
+        "state": "leaving",
+        "route": "direct",
+        "took_ms": 7.2,
+        "reason": None,
+        "skew_ms": 0,
+    }
+
+
+async def send_refused(
+    client: FakeClient, verb: str, target: str, args: dict[str, Any], on_stage: Callable[[str], None]
+) -> dict[str, Any]:
+    """An op that its target refuses."""
+    client.ops.append((verb, target, args))
+    on_stage("sent")
+    return {
+        "op_id": "01KDQ3W9M2V0A8",
+        "target": target,
+        "op": verb,
+        "result": "refused",
+        "state": None,
+        "route": "direct",
+        "took_ms": 4.0,
+        "reason": "the key SHA256:t9QbL0 is not in authorized_operators of this host",
+        "skew_ms": 0,
+    }

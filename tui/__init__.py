@@ -1,0 +1,1 @@
+"""What the operator sees and touches: console and command line."""

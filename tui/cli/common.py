@@ -1,0 +1,140 @@
+"""What commands share: their common options, where their output goes, and the run of an async command."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+import click
+import msgspec
+
+from agent.config import AGENT_OPTIONS, CLIENT_OPTIONS, click_options, resolve
+from agent.home import Home
+from tui.cli.failures import FAILED, Fail
+
+if TYPE_CHECKING:
+    from tui.client import Client
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+OPTIONS = {option.name: option for option in (*AGENT_OPTIONS, *CLIENT_OPTIONS)}
+REACH = ("home", "via", "mesh", "operator_key", "json")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which home, whose view, and in what form to answer: the options that every command takes."""
+
+    home: Home
+    via: str | None
+    mesh: str | None
+    operator_key: Path | None
+    json: bool
+    more: dict[str, Any]
+    """Further shared options of this command, by name."""
+
+    async def attach(self) -> Client:
+        """A client of the agent that answers this command."""
+        from tui.client import attach
+
+        return await attach(self.home, self.via, self.mesh, self.operator_key, tell=say)
+
+
+def scoped(*more: str, reach: tuple[str, ...] = REACH) -> Callable[[F], Any]:
+    """A decorator: the command takes the common options and the declared ones named, all as one `scope`."""
+    options = [OPTIONS[name] for name in (*more, *reach)]
+
+    def decorate(command: F) -> Any:
+        def wrapped(**given: Any) -> Any:
+            flags = {option.name: given.pop(option.name) for option in options}
+            home = Home.open(flags.get("home"))
+            values = resolve(options, flags, home.config)
+            scope = Scope(
+                home,
+                values.get("via"),
+                values.get("mesh"),
+                values.get("operator_key"),
+                bool(values.get("json")),
+                {name: values[name] for name in more},
+            )
+            return command(scope=scope, **given)
+
+        functools.update_wrapper(wrapped, command)
+        return click_options(options)(wrapped)
+
+    return decorate
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs one async command to its end."""
+    return asyncio.run(work)
+
+
+def say(line: str) -> None:
+    """One line for the person, never on stdout."""
+    from tui.model.text import clean
+
+    click.echo(clean(line), err=True)
+
+
+def out(text: str) -> None:
+    """Text for people, where they asked for it. Colour goes where a terminal shows it and NO_COLOR is not set."""
+    click.echo(text, color=colours())
+
+
+def document(value: Any) -> None:
+    """The one JSON document of a command."""
+    _stdout().write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def json_line(value: Any) -> None:
+    """One JSON object on a line of its own, at once."""
+    stdout = _stdout()
+    stdout.write(msgspec.json.encode(value).decode() + "\n")
+    stdout.flush()
+
+
+def _stdout() -> TextIO:
+    """Standard output; BrokenPipeError where it was closed before we started."""
+    if sys.stdout is None:
+        raise BrokenPipeError("stdout is closed")
+    return sys.stdout
+
+
+def colours() -> bool:
+    """Whether stdout is a terminal that wants colour."""
+    return is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether that stream is a terminal; a closed one is not."""
+    try:
+        return stream is not None and bool(stream.isatty())
+    except ValueError:
+        return False
+
+
+def on_terminal() -> bool:
+    """Whether there is a person to ask: both sides of the conversation are a terminal."""
+    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
+
+
+def failed(text: str, status: int = FAILED) -> Fail:
+    """An error of this command, to be raised."""
+    return Fail(status, text)
+
+
+def node_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Completion of a NODE: names and meshes of this home's running nodes, found without asking anybody."""
+    try:
+        home = Home.open(ctx.params.get("home"))
+        return sorted({e.name for e in home.running() if e.name.startswith(incomplete)})
+    except Exception:
+        return []

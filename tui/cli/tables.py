@@ -1,0 +1,236 @@
+"""Rows as aligned text. What comes from other machines is cleaned here, once, before it is measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from tui.model.ages import UNKNOWN, age, clock, number, rtt, share
+from tui.model.glyphs import RANK, UNICODE
+from tui.model.text import clean, pad, width
+
+Row = Mapping[str, Any]
+
+STATE_COLOURS = {
+    "joining": "cyan",
+    "alive": "green",
+    "degraded": "yellow",
+    "updating": "cyan",
+    "draining": "magenta",
+    "leaving": "magenta",
+    "dead": "red",
+}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], colours: Sequence[str | None] = ()) -> str:
+    """Aligned columns. A heading that ends in `>` aligns right; `colours` gives each row's second cell its colour."""
+    rights = [text.endswith(">") for text in head]
+    names = [text.rstrip(">") for text in head]
+    body = [[clean(cell) for cell in row] for row in rows]
+    widths = [max(width(line[i]) for line in [names, *body]) for i in range(len(names))]
+    lines = [_line(names, widths, rights, None)]
+    for at, row in enumerate(body):
+        lines.append(_line(row, widths, rights, colours[at] if at < len(colours) else None))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], rights: Sequence[bool], colour: str | None) -> str:
+    padded = [pad(cell, widths[i], rights[i]) for i, cell in enumerate(cells)]
+    if colour:
+        padded[1] = click.style(padded[1], fg=colour)
+    return "  ".join(padded).rstrip()
+
+
+def nodes_table(rows: Sequence[Row], me: str | None = None) -> str:
+    """`qd nodes` for people: trouble first in each mesh, a dead node's evidence in the line below it."""
+    ordered = sorted(rows, key=lambda r: (_text(r, "mesh"), RANK.get(_text(r, "state"), 0), _text(r, "name")))
+    if not ordered:
+        return "no nodes"
+    text = table(
+        ["NODE", "STATE", "FOR>", "KIND", "CPU>", "MEM>", "DISK>", "RTT>", "ADDR", "BUILD", "SEEN>"],
+        [
+            [
+                _text(row, "name"),
+                state_words(_text(row, "state")),
+                age(number(row.get("since_ms"))),
+                _text(row, "kind"),
+                share(number(row.get("cpu"))),
+                share(number(row.get("mem"))),
+                share(number(row.get("disk"))),
+                rtt(number(row.get("rtt_ms"))),
+                _text(row, "addr") or UNKNOWN,
+                build_words(row),
+                age(number(row.get("last_seen_ms"))),
+            ]
+            for row in ordered
+        ],
+        [STATE_COLOURS.get(_text(row, "state")) for row in ordered],
+    )
+    head, *body = text.split("\n")
+    lines = [head]
+    for row, line in zip(ordered, body, strict=True):
+        lines.append(line + ("  you" if me and row.get("id") == me else ""))
+        if note := row_note(row):
+            lines.append(f"    {note}")
+    return "\n".join(lines)
+
+
+def row_note(row: Row) -> str:
+    """What a row's figures don't say: how a death is known, a reason, a deadline, a suspicion."""
+    evidence = row.get("evidence")
+    notes = []
+    if isinstance(evidence, Mapping):
+        notes.append(clean(evidence.get("text")) or clean(evidence.get("kind")))
+    elif row.get("suspect"):
+        notes.append("does not answer; being asked by others")
+    if row.get("source") == "spawned":
+        notes.append("started here; no word from it yet")
+    if reason := clean(row.get("reason")):
+        notes.append(reason)
+    if row.get("cordoned") and row.get("state") != "draining":
+        notes.append("cordoned")
+    if row.get("incompatible"):
+        notes.append("speaks another wire version: update the older side")
+    return "; ".join(notes)
+
+
+def view_table(lines: Sequence[Sequence[str]]) -> str:
+    """A headless view: its titles, then its rows."""
+    titles, *rows = lines
+    return table(titles, rows) if rows else "nothing to show"
+
+
+def state_words(state: str) -> str:
+    """Glyph and word of a state."""
+    return f"{UNICODE.state(state)} {state}" if state else UNKNOWN
+
+
+def build_words(row: Row) -> str:
+    """The build, short, and STALE where the answering node knows newer code on its disk."""
+    build = _text(row, "build")[:12]
+    if not build:
+        return UNKNOWN
+    return f"{build} STALE" if row.get("fresh") is False else build
+
+
+def events_lines(events: Iterable[Row]) -> str:
+    """`qd events` for people, a line an event, oldest first."""
+    return "\n".join(map(event_line, events)) or "no events"
+
+
+def event_line(event: Row) -> str:
+    """One event: when, what, about whom, from where to where, and what is known about it."""
+    from tui.model.events import Event
+
+    kept = Event(event, 0)
+    before, after = kept.move
+    moved = f"{before or UNKNOWN} → {after or UNKNOWN}" if before or after else ""
+    parts = [
+        clock(kept.at_ms),
+        pad(kept.kind, 19) if width(kept.kind) <= 19 else kept.kind,
+        kept.node,
+        moved,
+        kept.story,
+    ]
+    return "  ".join(part for part in parts if part).rstrip()
+
+
+def meshes_table(rows: Sequence[Row]) -> str:
+    """`qd meshes` for people."""
+    if not rows:
+        return "no meshes"
+    body = []
+    for row in rows:
+        nodes = row.get("nodes") if isinstance(row.get("nodes"), Mapping) else {}
+        publisher = row.get("publisher") if isinstance(row.get("publisher"), Mapping) else {}
+        counts = ", ".join(
+            f"{int(n)} {state}"
+            for state, n in ((s, number(nodes.get(s))) for s in reversed(RANK))  # type: ignore[union-attr]
+            if n
+        )
+        body.append(
+            [
+                _text(row, "mesh"),
+                _count(nodes.get("total")),  # type: ignore[union-attr]
+                counts or UNKNOWN,
+                clean(publisher.get("name")) or UNKNOWN,  # type: ignore[union-attr]
+                share(number(row.get("cpu"))),
+                share(number(row.get("mem"))),
+                age(number(row.get("age_ms"))),
+                "EXPIRED" if row.get("expired") else "home" if row.get("home") else "",
+            ]
+        )
+    return table(["MESH", "NODES>", "STATES", "PUBLISHER", "CPU>", "MEM>", "AGE>", ""], body)
+
+
+def node_page(page: Row) -> str:
+    """`qd node` for people: the row, then what is known beyond it, section by section; empty sections are left out."""
+    row = page.get("node") if isinstance(page.get("node"), Mapping) else {}
+    lines = []
+    for key, value in (row or {}).items():
+        if key in ("history",) or value in (None, [], {}, ""):
+            continue
+        shown = _figure(key, value)
+        lines.append(f"{pad(clean(key), 22)}  {shown}")
+    for key, value in page.items():
+        if key == "node" or value in (None, [], {}):
+            continue
+        if key == "why" and isinstance(value, list):
+            lines += ["", "why", *(f"  {event_line(e)}" for e in value if isinstance(e, Mapping))]
+        elif isinstance(value, list):
+            lines += ["", clean(key), *(f"  {_compact(item)}" for item in value)]
+        elif key == "history":
+            continue
+        elif isinstance(value, Mapping):
+            lines += ["", clean(key), *(f"  {pad(clean(k), 20)}  {_compact(v)}" for k, v in value.items())]
+        else:
+            lines.append(f"{pad(clean(key), 22)}  {_figure(key, value)}")
+    return "\n".join(lines)
+
+
+def results_table(rows: Sequence[Row]) -> str:
+    """The answers of control ops for people."""
+    return "\n".join(result_line(row) for row in rows)
+
+
+def result_line(row: Row) -> str:
+    """One op's end as a sentence: what was asked of whom, what came of it, why, and how long it took."""
+    from tui.model.ages import took
+
+    said = [_text(row, "result") or UNKNOWN]
+    if state := _text(row, "state"):
+        said.append(state)
+    if (ms := number(row.get("took_ms"))) is not None:
+        said.append(took(ms))
+    if route := _text(row, "route"):
+        said.append(route)
+    line = f"{_text(row, 'op')} {_text(row, 'target')}: {', '.join(said)}"
+    return f"{line}: {_text(row, 'reason')}" if _text(row, "reason") else line
+
+
+def _figure(key: str, value: Any) -> str:
+    if key == "state":
+        return state_words(clean(value))
+    if key.endswith("_ms") and number(value) is not None:
+        return rtt(number(value)) if key == "rtt_ms" else age(number(value))
+    if key in ("cpu", "mem", "disk"):
+        return share(number(value))
+    return _compact(value)
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return clean(json.dumps(value, ensure_ascii=False, default=str))
+    return clean(value)
+
+
+def _count(value: Any) -> str:
+    figure = number(value)
+    return UNKNOWN if figure is None else str(int(figure))
+
+
+def _text(row: Row, key: str) -> str:
+    return clean(row.get(key))

@@ -1,0 +1,230 @@
+"""Everything about one node as lines: the pane beside the fleet, and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tui.model import ages
+from tui.model.ages import number
+from tui.model.columns import detail, load_role
+from tui.model.events import Event
+from tui.model.glyphs import UNICODE, Glyphs, bar, spark
+from tui.model.rows import Fleet, Row, marks
+from tui.model.spans import Line
+from tui.model.text import clean, elide, pad, shorten, width, wrap
+
+LABEL = 12
+
+
+def _fact(label: str, value: str, cells: int, role: str = "text") -> list[Line]:
+    parts = wrap(value or ages.UNKNOWN, max(8, cells - LABEL - 2))
+    lines: list[Line] = [[(" " + pad(label, LABEL), "soft"), (parts[0], role)]]
+    lines += [[(" " * (LABEL + 1), "text"), (part, role)] for part in parts[1:]]
+    return lines
+
+
+def _section(title: str, cells: int, glyphs: Glyphs) -> Line:
+    said = f" {title} "
+    return [(said, "title"), (glyphs.rule * max(0, cells - width(said) - 1), "frame")]
+
+
+def head(row: Row, me: str, now: float, cells: int, glyphs: Glyphs) -> list[Line]:
+    """Name, state with its age, and the line that explains it."""
+    state = f"{row.state or 'unknown'} {ages.age(row.since_ms(now))}"
+    lines: list[Line] = [
+        [(" ", "text"), (elide(row.name, cells - 2, glyphs.ellipsis), "title")],
+        [(f" {glyphs.state(row.state)} {state}", row.state), (f"   {row.kind} of {row.mesh}", "text")],
+    ]
+    why = detail(row, now)
+    lines += [[(f"   {part}", "text")] for part in wrap(why, cells - 4)] if why else []
+    for word, role, advice in marks(row, me):
+        rest = wrap(advice, cells - len(word) - 4)
+        lines.append([(f" {word}", role), (f"  {rest[0]}", "text")])
+        lines += [[(" " * (len(word) + 3), "text"), (part, "text")] for part in rest[1:]]
+    return lines
+
+
+def vitals(row: Row, now: float, cells: int, glyphs: Glyphs) -> list[Line]:
+    """Loads as bars, and the history of the processor; dimmed when old."""
+    gone = row.state == "dead"
+    lines: list[Line] = []
+    room = max(6, min(30, cells - LABEL - 9))
+    for key, label in (("cpu", "cpu"), ("mem", "memory"), ("disk", "disk")):
+        value = None if gone else row.figure(key)
+        filled, rest = bar(value, room, glyphs)
+        role = "track" if value is None else "spark"
+        lines.append(
+            [
+                (" " + pad(label, LABEL), "soft"),
+                (filled, role),
+                (rest, "track"),
+                (f" {ages.share(value):>4}", load_role(value)),
+            ]
+        )
+    count = len(row.history)
+    per_cell = max(1, -(-count // max(1, cells - 2)))
+    trend = spark(row.history, -(-count // per_cell), glyphs)
+    if trend.strip():
+        lines += [
+            [(f" {trend}", "spark")],
+            [(f" {'cpu, ' + str(len(row.history)) + ' samples, newest right'}", "soft")],
+        ]
+    return [[(text, "dim") for text, _ in line] for line in lines] if row.late(now) else lines
+
+
+def facts(row: Row, now: float, cells: int) -> list[Line]:
+    """What the row says, a line each."""
+    lines: list[Line] = []
+    age = row.age_ms(now)
+    late = f", older than 3 periods of {ages.age(row.period_ms)}" if row.late(now) else ""
+    lines += _fact(
+        "news", f"{ages.age(age)} old{late}" if age is not None else "", cells, "hot" if late else "text"
+    )
+    lines += _fact("round trip", ages.rtt(None if row.state == "dead" else row.figure("rtt_ms")), cells)
+    lines += _fact("address", row.text("addr"), cells)
+    lines += _fact("id", row.id, cells)
+    judged = row.data.get("fresh")
+    fresh = "fresh" if judged is True else "stale" if judged is False else "freshness not known"
+    lines += _fact(
+        "build", f"{row.text('build') or ages.UNKNOWN}, {fresh}", cells, "hot" if row.stale else "text"
+    )
+    lines += _fact("known by", row.text("source"), cells)
+    numbers = [(word, row.figure(word)) for word in ("incarnation", "wire")]
+    version = ", ".join(f"{word} {figure:.0f}" for word, figure in numbers if figure is not None)
+    lines += _fact("version", version, cells)
+    if row.daemons is not None:
+        running, total = row.daemons
+        lines += _fact("daemons", f"{running} of {total} running" if total else "none", cells)
+    failures = row.figure("failures")
+    lines += _fact("failures", ages.UNKNOWN if failures is None else f"{failures:.0f}", cells)
+    if row.text("maintenance") not in ("", "active"):
+        lines += _fact("maintenance", row.text("maintenance").replace("_", " "), cells)
+    if row.tags:
+        lines += _fact("tags", " ".join(f"{k}={v}" for k, v in sorted(row.tags.items())), cells)
+    return lines
+
+
+def history(events: Iterable[Event], cells: int, glyphs: Glyphs, wall_ms: float | None = None) -> list[Line]:
+    """Events as lines, the newest last."""
+    lines: list[Line] = []
+    for event in events:
+        old, new = event.move
+        line: Line = [(f" {ages.clock(event.at_ms)} ", "soft")]
+        if new:
+            line += [(f"{glyphs.state(new)} {new}", new)]
+            line += [(f" from {old}", "text")] if old else []
+        else:
+            line += [(event.kind, event.role if event.role == "hot" else "text")]
+        room = cells - sum(width(text) for text, _ in line) - 3
+        if event.story and room > 10:
+            line.append((f"  {shorten(event.story, room, glyphs.ellipsis)}", "text"))
+        lines.append(line)
+    return lines
+
+
+def pane(row: Row, fleet: Fleet, now: float, cells: int, glyphs: Glyphs = UNICODE) -> list[Line]:
+    """The pane beside the fleet: what the view holds about one node, nothing asked for."""
+    lines = head(row, fleet.my_id, now, cells, glyphs)
+    lines += [[], *vitals(row, now, cells, glyphs), [], *facts(row, now, cells)]
+    about = fleet.events.about(row.id, 8)
+    lines += [[], _section("what led here", cells, glyphs)]
+    return lines + (history(about, cells, glyphs) or [[(" no event about it is held here", "soft")]])
+
+
+def node_page(
+    row: Row | None, doc: Mapping[str, Any] | None, doc_age_ms: float | None, error: str, fleet: Fleet, now: float,
+    cells: int, glyphs: Glyphs = UNICODE,
+) -> list[Line]:  # fmt: skip
+    """The page of a node: its row, live, and the document that was asked for, with its age."""
+    if row is None:
+        return [
+            [],
+            [(" This node is no longer in the view: it said goodbye, or its row has expired.", "text")],
+            [(" Esc", "key"), (" goes back; Events tells what became of it", "soft")],
+        ]
+    lines = head(row, fleet.my_id, now, cells, glyphs)
+    lines += [[], _section("vitals", cells, glyphs), *vitals(row, now, cells, glyphs)]
+    lines += [[], _section("facts", cells, glyphs), *facts(row, now, cells)]
+    lines += [[], _section("why it is in this state", cells, glyphs)]
+    told = doc or {}
+    why = [Event(event, at) for at, event in enumerate(_maps(told.get("why")))]
+    held = why or fleet.events.about(row.id, 12)
+    lines += history(held, cells, glyphs) or [[(" no event about it is held", "soft")]]
+    if error:
+        lines += [[], [(f" {shorten(error, cells - 2)}", "error")], [(" F5", "key"), (" asks again", "soft")]]
+    if doc is None:
+        return lines + ([] if error else [[], [(" asking for the rest…", "soft")]])
+    answered = clean(told.get("answered_by")) or ages.UNKNOWN
+    age = (number(told.get("age_ms")) or 0.0) + (doc_age_ms or 0.0)
+    itself = answered == row.name
+    lines += [[], _section("as the node tells it" if itself else f"as {answered} knows it", cells, glyphs)]
+    lines.append([(f" answered by {answered}, {ages.age(age)} old", "soft")])
+    for title, key, none in _SECTIONS:
+        lines += [[], _section(title, cells, glyphs)]
+        said = none if itself else f"nothing that {answered} knows of"
+        lines += _items(told.get(key), cells) or [[(f" {said}", "soft")]]
+    return lines
+
+
+_SECTIONS = (
+    ("what it wants next", "wants", "nothing: what is, is what should be"),
+    ("held back by", "held_back", "nothing"),
+    ("local maintenance", "local_maintenance", "none"),
+    ("peers", "peers", "none"),
+    ("avoid list", "avoid_list", "empty: it avoids nobody"),
+    ("recently emitted", "recently_emitted", "nothing"),
+    ("recent failures", "recent_failures", "none"),
+    ("stats", "stats", "none"),
+)
+
+
+def _maps(value: object) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _items(value: object, cells: int) -> list[Line]:
+    """A section's content: a line an item, or a line a figure."""
+    lines: list[Line] = []
+    if isinstance(value, Mapping):
+        wide = min(28, max((width(clean(key)) for key in value), default=0))
+        for key, given in value.items():
+            lines.append(
+                [
+                    (" " + pad(clean(key), wide) + "  ", "soft"),
+                    (shorten(_scalar(key, given), cells - wide - 4), "text"),
+                ]
+            )
+        return lines
+    if not isinstance(value, list):
+        return []
+    for item in value[-50:]:
+        if isinstance(item, Mapping):
+            text = "  ".join(
+                f"{clean(key)} {_scalar(key, given)}"
+                for key, given in item.items()
+                if given not in (None, "", [], {})
+            )
+        else:
+            text = clean(item)
+        lines += [
+            [(" " if not at else "   ", "text"), (part, "text")]
+            for at, part in enumerate(wrap(text, cells - 4))
+        ]
+    return lines
+
+
+def _scalar(key: object, value: object) -> str:
+    """A value of a document as people read it: milliseconds as ages, the rest as it is."""
+    figure = number(value)
+    if figure is not None and str(key) in ("at_ms", "emitted_at_ms"):
+        return ages.clock(figure)
+    if figure is not None and str(key).endswith("rtt_ms"):
+        return ages.rtt(figure)
+    if figure is not None and str(key).endswith("_ms"):
+        return ages.took(figure) if figure < 10_000 else ages.age(figure)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{clean(k)} {_scalar(k, v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_scalar("", part) for part in value)
+    return ages.UNKNOWN if value is None else clean(value)

@@ -1,0 +1,76 @@
+"""The lines around a view: what is known at a glance, and what wants attention."""
+
+from __future__ import annotations
+
+from tui.model import ages
+from tui.model.glyphs import STATES, UNICODE, Glyphs
+from tui.model.rows import Fleet
+from tui.model.spans import Line
+from tui.model.text import clean
+
+NOTICE_MS = 600_000
+"""How long an event of the wire is news."""
+
+
+def state_counts(fleet: Fleet, mesh: str | None, glyphs: Glyphs = UNICODE) -> Line:
+    """`●5 ◐1 ✕1`, in the order of the fleet turned round: what is well first."""
+    out: Line = []
+    counts = fleet.by_state(mesh)
+    for state in reversed(STATES):
+        if counts.get(state):
+            out += [(f"{glyphs.state(state)}{counts[state]}", state), (" ", "text")]
+    return out[:-1]
+
+
+def build_text(fleet: Fleet) -> str:
+    """`build 3c9a1f fresh`, of the attached node; empty while it isn't known."""
+    row = fleet.rows.get(fleet.my_id)
+    build = clean(fleet.me.get("build")) or (row.text("build") if row else "")
+    if not build:
+        return ""
+    fresh = row.data.get("fresh") if row else None
+    return f"build {build[:6]}" + (" fresh" if fresh is True else " STALE" if fresh is False else "")
+
+
+def notices(fleet: Fleet, wall_ms: float, update_key: str = "u") -> list[str]:
+    """What is wrong beyond single nodes, a sentence each that says what to do; the gravest first."""
+    found = []
+    incompatible: dict[str, str] = {}
+    impostors: dict[str, None] = {}
+    for event in reversed(fleet.events.items):
+        if event.at_ms is not None and wall_ms - event.at_ms > NOTICE_MS:
+            break
+        if event.kind == "wire.incompatible":
+            where = event.node or event.text("addr") or "somebody"
+            incompatible.setdefault(
+                where, f"speaks wire {event.text('theirs') or '?'}, we {event.text('ours') or '?'}"
+            )
+        elif event.kind == "mesh.impostor":
+            impostors.setdefault(event.mesh or "a mesh")
+    for mesh in impostors:
+        found.append(f"another key calls itself {mesh}: not merged; find out who")
+    for where, said in incompatible.items():
+        found.append(f"incompatible peer {where} {said}: update the older side")
+    rows = fleet.rows.values()
+    marked = sum(row.flag("incompatible") for row in rows)
+    if marked and not incompatible:
+        found.append(f"{marked} incompatible node{'s' * (marked != 1)}: update the older side")
+    off = [row.name for row in rows if row.flag("clock_off") or abs(row.figure("skew_ms") or 0) > 30_000]
+    if off:
+        found.append(
+            f"clock off by more than 30 s on {', '.join(sorted(off)[:3])}: check time synchronisation"
+        )
+    stale = sum(row.stale for row in rows if row.present)
+    if stale:
+        nodes = "1 node runs" if stale == 1 else f"{stale} nodes run"
+        found.append(f"{nodes} stale code: {update_key} takes the code on disk")
+    total, codes = fleet.refused()
+    if total:
+        found.append(f"refused {total}: " + ", ".join(f"{code} {count}" for code, count in codes[:4]))
+    return found
+
+
+def silence(fleet: Fleet, now: float) -> str:
+    """`data is 12 s old`, for a banner."""
+    quiet = fleet.silence_ms(now)
+    return "nothing known yet" if quiet is None else f"what you see is {ages.age(quiet)} old"

@@ -1,0 +1,99 @@
+"""The views that exist, by name: their columns, and each as a headless table with the very same model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tui.model import columns
+from tui.model.events import Event
+from tui.model.locator import Locator, LocatorError, check, parse
+from tui.model.rows import Row, rows_of
+from tui.model.spans import plain
+from tui.model.table import Column, Scene, Table
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """A view: the key that opens it, what it is made of, and its columns."""
+
+    name: str
+    key: str
+    title: str
+    source: Literal["rows", "events"]
+    """What the headless twin needs: `nodes` or `events` of an agent."""
+    columns: tuple[Column[Any], ...]
+    hidden: tuple[Column[Any], ...] = ()
+
+    def new_table(self) -> Table[Any]:
+        """An empty table of this view."""
+        if self.source == "rows":
+            return Table(
+                (*self.columns, *self.hidden), lambda row: row.search, lambda row: row.tags, columns.trouble_key,
+                columns.row_height,
+            )  # fmt: skip
+        return Table((*self.columns, *self.hidden), lambda e: e.search, lambda e: {}, lambda e: e.key)
+
+    def select(self, documents: Iterable[Mapping[str, Any]], locator: Locator, now: float = 0.0) -> list[Any]:
+        """The items that the locator leaves, in its order; LocatorError for one that doesn't fit this view."""
+        items: list[Any]
+        if self.source == "rows":
+            items = rows_of(documents, now)
+        else:
+            items = [Event(document, at) for at, document in enumerate(documents)]
+        table = self.new_table()
+        check(locator, table.schema)
+        table.items = {item.id: item for item in items}
+        table.set_locator(locator, now)
+        return [table.items[node] for node in table.order]
+
+    def cells(
+        self, items: Sequence[Any], now: float = 0.0, me: str = ""
+    ) -> tuple[list[str], list[list[str]]]:
+        """(titles, a list of texts an item), every column that has something to show, nothing elided."""
+        facts = columns.fleet_facts(list(items), me) if self.source == "rows" else frozenset({"meshes"})
+        scene = Scene(now, me, None, facts=facts)
+        shown = [c for c in self.columns if not c.needs or c.needs in facts]
+        rows = [[_cell(column, item, scene) for column in shown] for item in items]
+        return [column.title or column.key.upper() for column in shown], rows
+
+    def table(
+        self, documents: Iterable[Mapping[str, Any]], locator: Locator, now: float = 0.0, me: str = ""
+    ) -> list[list[str]]:
+        """The headless table: titles first, then a list of texts a row."""
+        titles, rows = self.cells(self.select(documents, locator, now), now, me)
+        return [titles, *rows]
+
+    def json(
+        self, documents: Iterable[Mapping[str, Any]], locator: Locator, now: float = 0.0
+    ) -> list[Mapping[str, Any]]:
+        """The documents themselves, narrowed and ordered."""
+        return [item.data for item in self.select(documents, locator, now)]
+
+
+def _cell(column: Column[Any], item: Any, scene: Scene) -> str:
+    cells = column.widths[0] if column.key == "cpu" else 4096 if column.ideal else column.widths[-1]
+    return " ".join(plain(column.cell(item, scene, cells)).split())
+
+
+VIEWS: dict[str, ViewSpec] = {
+    view.name: view
+    for view in (
+        ViewSpec("fleet", "1", "Fleet", "rows", columns.FLEET, columns.FLEET_HIDDEN),
+        ViewSpec("map", "2", "Map", "rows", columns.FLEET, columns.FLEET_HIDDEN),
+        ViewSpec("events", "7", "Events", "events", columns.EVENTS, columns.EVENTS_HIDDEN),
+    )
+}
+"""A new view is a line here, its model, and a file in tui/screens."""
+
+
+def parse_locator(text: str, view: str = "fleet") -> Locator:
+    """A whole line: its view (or `view`), with every column checked against it. LocatorError at its place."""
+    locator = parse(text, VIEWS)
+    spec = VIEWS[locator.view or view]
+    check(locator, {column.key: column.schema for column in (*spec.columns, *spec.hidden)})
+    return Locator(spec.name, locator.terms, locator.sort, locator.mesh, locator.sort_pos)
+
+
+__all__ = ["VIEWS", "LocatorError", "Row", "ViewSpec", "parse_locator"]

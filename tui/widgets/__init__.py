@@ -1,0 +1,1 @@
+"""Widgets: they know lines, rows and keys, never sockets."""
