@@ -39,6 +39,8 @@ class Acts:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._turn = asyncio.Lock()
+        """Held from the look at the node's state until the op is folded: no other op can come between."""
 
     @property
     def state(self) -> State:
@@ -64,29 +66,34 @@ class Acts:
 
     async def _admin(self, op: Op, by: str) -> Applied:
         node = self._node
-        if why := refusal(node.state, op.verb):
-            raise why
         verb: Literal["drain", "resume"] = "drain" if op.verb == "drain" else "resume"
-        before = node.state
         order = AdminOp(verb, node.identity.id, op.deadline_ms, by, op.op_id)
-        await node.tell(Admin(admin=order))
+        async with self._turn:
+            before = node.state
+            if why := refusal(before, verb):
+                raise why
+            await node.tell(Admin(admin=order))
+            after = node.state
         note = None
         if verb == "resume" and before in (State.ALIVE, State.DEGRADED):
             note = "nothing to resume: no drain in force"
-        return Applied("done", node.state.word, note)
+        return Applied("done", after.word, note)
 
     async def _update(self, op: Op, by: str) -> Applied:
         """Checks the code on disk and replaces this process by it: same id, port and process; Refused changes nothing."""
         node = self._node
-        if why := refusal(node.state, "update"):
-            raise why
-        earlier = node.state
-        await node.tell(UpdateStarted(deadline_ms=UPDATE_DEADLINE_MS, by=by, op_id=op.op_id))
+        async with self._turn:
+            earlier = node.state
+            if why := refusal(earlier, "update"):
+                raise why
+            await node.tell(UpdateStarted(deadline_ms=UPDATE_DEADLINE_MS, by=by, op_id=op.op_id))
         try:
             if command := node.settings.update_command:
                 await _run(command, UPDATE_COMMAND_TIMEOUT_S, "update command")
             check = [sys.executable, *sys.orig_argv[1:], "--self-check"]
             await _run(check, SELF_CHECK_TIMEOUT_S, "self-check of the code on disk")
+            if node.stopping:
+                raise Refused("leaving", "the node is leaving")
             node.journal.set_handover(
                 Handover(op_id=op.op_id, earlier=earlier.word, by=by, started_ms=wall_ms(), build=node.build)
             )
@@ -99,7 +106,6 @@ class Acts:
             note = f"nothing changed: build {on_disk} is started again"
 
         def replace() -> None:
-            node.replacing = True
             asyncio.get_running_loop().call_later(ANSWER_FIRST_S, node.request_stop, "update", by, op.op_id)
 
         return Applied("accepted", State.UPDATING.word, note, replace)

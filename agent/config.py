@@ -80,12 +80,6 @@ def host_port(text: str, default_port: int | None = None) -> Addr:
     return host, int(port)
 
 
-def addr_text(addr: Addr) -> str:
-    """`HOST:PORT`, with the brackets that IPv6 needs: the inverse of `host_port`."""
-    host, port = addr
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("must be text")
@@ -243,7 +237,7 @@ AGENT_OPTIONS: tuple[Option, ...] = (
     Option(
         "backbone",
         _backbone,
-        "Where meshes find each other: HOST:PORT or nats://….",
+        "Where meshes find each other: HOST:PORT or nats://…. Planned: this build only checks it.",
         many=True,
         metavar="ADDR",
     ),
@@ -252,7 +246,7 @@ AGENT_OPTIONS: tuple[Option, ...] = (
     Option(
         "log", _choice("text", "json"), "Form of the log on stderr: text or json.", "text", metavar="FORM"
     ),
-    Option("record", _path, "Write every event of the node's loop here, for `qd replay`.", metavar="FILE"),
+    Option("record", _path, "Write every event of the node's loop here.", metavar="FILE"),
     Option(
         "profile",
         _choice("local", "lan", "wan"),

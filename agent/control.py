@@ -58,7 +58,6 @@ LAST_ACTS = frozenset({"kill", "update"})
 """Verbs after which this process ends: their result is on disk before they take effect."""
 
 DONE = "done"
-ACCEPTED = "accepted"
 REFUSED = "refused"
 UNKNOWN = "unknown"
 

@@ -6,15 +6,14 @@ mesh's keys may run its nodes; nothing is registered anywhere else.
 
 from __future__ import annotations
 
-import base64
 import getpass
-import hashlib
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.home import Home, make_identity, make_secret, write_private
 from discovery.identity import Identity, check_mesh, openssh_line
+from discovery.sshkey import pub_fingerprint
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def found_mesh(home: Home, mesh: str) -> Founding:
     operator = identity(home.operator_key_file, _whose())
     if admit_operator(home, openssh_line(operator.pub), "admin", _whose()):
         made.append(home.operators_file)
-    return Founding(mesh, existed, tuple(made), fingerprint(operator.pub))
+    return Founding(mesh, existed, tuple(made), pub_fingerprint(operator.pub))
 
 
 def admit_operator(home: Home, key_line: str, role: str, comment: str) -> bool:
@@ -77,12 +76,6 @@ def admit_operator(home: Home, key_line: str, role: str, comment: str) -> bool:
     text += f'environment="QD_ROLE={role}" {key_line} {comment}\n'
     write_private(path, text.encode("utf-8", errors="surrogateescape"))
     return True
-
-
-def fingerprint(pub: bytes) -> str:
-    """`SHA256:…` of a raw 32-byte ed25519 public key, as `ssh-keygen -l` prints it."""
-    blob = base64.b64decode(openssh_line(pub).split()[1])
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def _whose() -> str:

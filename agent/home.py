@@ -27,6 +27,9 @@ from discovery.errors import LocalError
 from discovery.identity import Identity
 
 KEY_BYTES = 32
+RUN_FILE_MAX_BYTES = 16 * 1024
+START_SLACK_S = 1.5
+"""Two readings of one process's start time differ by less than this."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,8 @@ class Home:
         """Nodes of this home whose process is there (pid and start time), gateways first, then by name."""
         found = []
         for path in sorted(self.run.glob("*.json")) if self.run.is_dir() else []:
-            try:
-                entry = msgspec.json.decode(path.read_bytes(), type=RunEntry)
-            except (OSError, msgspec.MsgspecError):
-                continue
-            if entry.alive():
+            entry = RunEntry.read(path)
+            if entry is not None and entry.alive():
                 found.append(entry)
         return sorted(found, key=lambda e: (e.kind != "gateway", e.name))
 
@@ -117,18 +117,40 @@ class RunEntry(msgspec.Struct, frozen=True):
     """HOST:PORT a local client connects to."""
     build: str = ""
 
+    def __post_init__(self) -> None:
+        host, port = self.host_port
+        if self.pid < 1 or not host or not 0 < port < 65536:
+            raise ValueError("a process id and HOST:PORT expected")
+
+    @classmethod
+    def read(cls, path: Path) -> RunEntry | None:
+        """What a file of the run directory says; None when it says nothing usable. Never waits, whatever it is."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            with os.fdopen(fd, "rb") as f:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    return None
+                return msgspec.json.decode(f.read(RUN_FILE_MAX_BYTES), type=cls)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
     def alive(self) -> bool:
         """Whether that very process still runs (a zombie does not)."""
-        try:
-            proc = psutil.Process(self.pid)
-            return bool(abs(proc.create_time() - self.start) < 1.5 and proc.status() != psutil.STATUS_ZOMBIE)
-        except psutil.Error:
-            return False
+        return still_runs(self.pid, self.start)
 
     @property
     def host_port(self) -> tuple[str, int]:
         host, _, port = self.addr.rpartition(":")
         return host.strip("[]"), int(port)
+
+
+def still_runs(pid: int, start: float) -> bool:
+    """Whether the process that began at `start` (Unix seconds) as `pid` still runs; a zombie does not."""
+    try:
+        proc = psutil.Process(pid)
+        return bool(abs(proc.create_time() - start) < START_SLACK_S and proc.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -179,8 +201,13 @@ def make_identity(path: Path, comment: str) -> Identity:
     if path.exists():
         return read_identity(path, "key")
     identity = Identity.generate()
-    write_private(path, identity.to_openssh())
-    path.with_name(path.name + ".pub").write_text(identity.pub_openssh(comment) + "\n")
+    try:
+        write_private(path, identity.to_openssh())
+        path.with_name(path.name + ".pub").write_text(identity.pub_openssh(comment) + "\n")
+    except OSError as why:
+        raise LocalError(
+            f"key {path}: {why.strerror}; it needs a disk with room that you can write to"
+        ) from why
     return identity
 
 

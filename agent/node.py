@@ -26,8 +26,8 @@ import psutil
 
 from agent import addresses, freshness
 from agent.acts import Acts
-from agent.chain.store import LAST_PORT, OVERRIDE, REMEMBERED, Journal
-from agent.config import Settings, addr_text
+from agent.chain.store import LAST_PORT, OVERRIDE, Journal
+from agent.config import Settings
 from agent.contacts import Contacts
 from agent.control import Control
 from agent.events import EventLog, LineWriter, wall_ms
@@ -42,17 +42,19 @@ from agent.meshos.own import Transition
 from agent.operators import Operators
 from agent.pages import Pages
 from agent.recorder import Recorder
+from agent.seeds import Seeds
 from agent.service import Service
 from agent.view import HISTORY_PERIOD_S
 from agent.vitals import VitalsSampler
 from discovery.errors import LocalError, Refused
-from discovery.identity import default_name, fingerprint, id_text, node_id, openssh_blob, openssh_pub, verify
+from discovery.identity import default_name, id_text, node_id, openssh_blob, openssh_pub, verify
 from discovery.lifecycle import Evidence, State
 from discovery.links import Link, Listener, Login
 from discovery.links.limits import Role
-from discovery.member import Addr, Member, Record, Vitals
+from discovery.member import Addr, Member, Record, Vitals, addr_text
 from discovery.pool import Pool, bind_pair
 from discovery.seal import Keyring, Opener, Sealer
+from discovery.sshkey import fingerprint
 from discovery.swim import Swim, SwimConfig
 from discovery.swim.effects import (
     Changed,
@@ -66,16 +68,16 @@ from discovery.swim.effects import (
 )
 
 DEFAULT_PORT = 7420
-ALONE_S = 2.0
 LEAVE_MAX_S = 0.6
 ENGINE_TIMEOUT_S = 2.0
 SAMPLE_MAX_AGE_S = 30.0
 LOGINS_TOLD_A_MINUTE = 30
 REASON_CHARS = 96
+HARMLESS = frozenset({"paused", "own_echo", "unasked_ack", "no_witness"})
+"""What gossip counts and nobody has to be told of: late answers, pauses of this process."""
 LOOK_FOR_NODES_ALONE_S = 0.5
 LOOK_FOR_NODES_S = 30.0
 REMEMBER_EVERY_S = 60.0
-REMEMBERED_MAX = 32
 INCOMPATIBLE_EVERY_S = 60.0
 
 _EXIT_OK = 0
@@ -93,7 +95,6 @@ class Node:
         self._stop: asyncio.Future[tuple[str, str | None, str | None]] | None = None
         self._left = asyncio.Event()
         self._incompatible_at: dict[str, float] = {}
-        self._greeted: set[Addr] = set()
         self._stale: dict[int, tuple[str, str]] = {}
         self._refused_logins: deque[float] = deque()
         self._told_deadline_ms: int | None = None
@@ -122,6 +123,7 @@ class Node:
     def request_stop(self, reason: str, by: str | None = None, op_id: str | None = None) -> None:
         """Asks the node to end: `control_op`, `signal`, `console_exit`, `update` or `error`. The first one counts."""
         if self._stop is not None and not self._stop.done():
+            self.replacing = reason == "update"
             self._stop.set_result((reason, by, op_id))
 
     @property
@@ -143,6 +145,7 @@ class Node:
         self.local_addr = addresses.local_address(settings.bind, port)
         self._step("sockets")
 
+        start_ms = self.journal.next_start_ms(wall_ms())
         record = Record(
             pub=self.identity.pub,
             mesh=settings.mesh,
@@ -172,13 +175,14 @@ class Node:
         keyring = Keyring([mesh_key])
         self.pool = Pool(
             self.swim,
-            Sealer(keyring, f"mesh/{settings.mesh}", self.identity.id, wall_ms(), os.urandom(8)),
+            Sealer(keyring, f"mesh/{settings.mesh}", self.identity.id, start_ms, os.urandom(8)),
             Opener(keyring, f"mesh/{settings.mesh}"),
             udp,
             on_effect=self._on_effect,
             on_persist=self._persist_incarnation,
             on_incompatible=self._on_incompatible,
         )
+        self.seeds = Seeds(self)
         self.service = Service(self)
         methods = self.service.methods()
         self.contacts = Contacts(self.pool, self.identity, methods, self.usable_addrs)
@@ -204,13 +208,11 @@ class Node:
         self._write_run_file()
         await self._start_engine()
         self.pool.start()
-        self._seed()
+        self.seeds.start()
         self._step("gossip")
         self.vitals = VitalsSampler(self._on_vitals, home.state)
         self.vitals.start()
         self.spawn(self._housekeeping())
-        if not settings.no_mdns:
-            self.spawn(self._mdns())
         if settings.stdin_goodbye:
             self._watch_stdin()
         self.events.emit("node.ready", steps=self._steps, addr=addr_text(self.local_addr), build=self.build)
@@ -301,9 +303,13 @@ class Node:
             addr=addr_text(self.local_addr),
             build=self.build,
         )
-        write_private(
-            self.home.run_file(self.settings.mesh, self.name), msgspec.json.encode(self._run_entry) + b"\n"
-        )
+        path = self.home.run_file(self.settings.mesh, self.name)
+        try:
+            write_private(path, msgspec.json.encode(self._run_entry) + b"\n")
+        except OSError as why:
+            raise LocalError(
+                f"run file {path}: {why.strerror}; it needs a disk with room that you can write to"
+            ) from why
 
     def _read_client_pub(self) -> bytes | None:
         """The key with which commands of this home log in, if the home has one."""
@@ -312,73 +318,6 @@ class Node:
         except LocalError as why:
             self.events.emit("login.refused", reason=str(why))
             return None
-
-    # --- finding the mesh
-
-    def _seed(self) -> None:
-        """Greets everybody this node may know; Alive at once when there is nobody to look for."""
-        seeds = [tuple(a) for a in self.journal.get(REMEMBERED, [])]
-        near = self._home_nodes()
-        self._greet([*near, *seeds])
-        if self.settings.join:
-            self.spawn(self._resolve_joins())
-        if not (seeds or near or self.settings.join) and self.settings.no_mdns:
-            self._alone()
-        else:
-            asyncio.get_running_loop().call_later(ALONE_S, self._alone, f"nobody answered for {ALONE_S:g} s")
-
-    def _greet(self, addrs: list[Addr]) -> None:
-        mine = set(self.swim.me.record.addrs) | {self.local_addr}
-        new = [a for a in dict.fromkeys(addrs) if a not in mine and a not in self._greeted]
-        self._greeted.update(new)
-        if new:
-            self.swim.join(new, time.monotonic())
-            self.pool.flush()
-
-    def _home_nodes(self) -> list[Addr]:
-        """Addresses of this home's other nodes of the mesh, as their run files say."""
-        mine = self.home.run_file(self.settings.mesh, self.name).name
-        found: list[Addr] = []
-        for path in self.home.run.glob(f"{self.settings.mesh}.*.json"):
-            if path.name == mine:
-                continue
-            with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError):
-                entry = msgspec.json.decode(path.read_bytes(), type=RunEntry)
-                known = entry.host_port in self._greeted
-                if entry.mesh == self.settings.mesh and not known and entry.alive():
-                    found.append(entry.host_port)
-        return found
-
-    async def _resolve_joins(self) -> None:
-        """Looks up every --join; a name that has no address yet is tried again until it has one."""
-        loop = asyncio.get_running_loop()
-        waiting = list(self.settings.join)
-        while waiting:
-            for addr in list(waiting):
-                if found := await loop.run_in_executor(None, addresses.resolve, addr):
-                    self._greet(found)
-                    waiting.remove(addr)
-            if waiting:
-                await asyncio.sleep(5.0)
-
-    async def _mdns(self) -> None:
-        from discovery.mdns import Mdns
-
-        mdns = Mdns(
-            mesh=self.settings.mesh,
-            node=self.identity.id,
-            addrs=self.swim.me.record.addrs,
-            on_found=lambda mesh, node, addrs: self._greet(addrs) if mesh == self.settings.mesh else None,
-            on_problem=self._on_mdns_problem,
-        )
-        try:
-            await mdns.start()
-            await asyncio.Future()
-        finally:
-            await mdns.close()
-
-    def _on_mdns_problem(self, text: str) -> None:
-        self.events.emit("mdns.problem", reason=text)
 
     def usable_addrs(self, member: Member) -> list[Addr]:
         """Where this node may dial a member: the address that answers first; loopback only on its own host."""
@@ -549,7 +488,7 @@ class Node:
         self._recorder = recorder
         self.loop.install_rtt_probe("pool", self._rtt_samples)
         self.loop.install_health_probe("pool", self._health_samples)
-        self.loop_task = self.spawn(self.loop.run())
+        self.spawn(self.loop.run())
         handover = journal.handover()
         if handover is not None:
             await self.tell(Started(updated=True, by=handover.by, op_id=handover.op_id))
@@ -655,7 +594,8 @@ class Node:
     def _synced(self) -> None:
         self.loop.try_publish(EngineSynced())
 
-    def _alone(self, reason: str = "nobody to look for") -> None:
+    def alone(self, reason: str = "nobody to look for") -> None:
+        """Alive without anybody else, if the node is still joining."""
         if self.state is State.JOINING and not self.loop.closed:
             self.loop.try_publish(Alone(reason))
 
@@ -667,7 +607,7 @@ class Node:
         """What was refused or dropped since the start, by code."""
         found: Counter[str] = Counter()
         for counters in (self.pool.counters, self.swim.counters, self.journal.counters):
-            found.update(counters)
+            found.update({code: n for code, n in counters.items() if code not in HARMLESS})
         found.update({c: n for c, n in self.listener.counters.items() if c not in ("accepted", "links")})
         found.update({c: n for c, n in self.control.counters.items() if c.startswith("refused")})
         if self._writer.dropped:
@@ -698,9 +638,7 @@ class Node:
             now = time.monotonic()
             if now - looked_at >= (LOOK_FOR_NODES_ALONE_S if alone else LOOK_FOR_NODES_S):
                 looked_at = now
-                if alone:
-                    self._greeted.clear()
-                self._greet(self._home_nodes())
+                self.seeds.look(again=alone)
             if now - sampled_at >= HISTORY_PERIOD_S:
                 sampled_at = now
                 self.pages.view.sample(self.swim.members, self.swim.me)
@@ -709,16 +647,8 @@ class Node:
                 self.contacts.close_idle()
             if now - remembered_at >= REMEMBER_EVERY_S:
                 remembered_at = now
-                self._remember()
+                self.seeds.remember()
             await asyncio.sleep(LOOK_FOR_NODES_ALONE_S if alone else HISTORY_PERIOD_S)
-
-    def _remember(self) -> None:
-        """Notes where members were reached, for the next start."""
-        known = [
-            m.addr or m.record.addrs[0] for m in self.swim.members.values() if m.present and m.record.addrs
-        ]
-        if known:
-            self.journal.set(REMEMBERED, sorted([list(a) for a in known])[:REMEMBERED_MAX])
 
     def _watch_stdin(self) -> None:
         """End of file on stdin is a goodbye: whoever started this node is gone."""
@@ -750,7 +680,12 @@ class Node:
         event = self.events.emit("node.stopping", reason=reason, by=by, op_id=op_id)
         kept = {k: event[k] for k in ("reason", "by", "op_id")}
         self.journal.append("node.stopping", kept, at_ms=event["at_ms"])
-        self._remember()
+        self.seeds.remember()
+        if reason != "update" and self.journal.handover() is not None:
+            with contextlib.suppress(Refused):
+                self.journal.set_handover(
+                    None
+                )  # a node that leaves within its update is not taken up by the next
         self.journal.flush()
         if reason == "update":
             with contextlib.suppress(OSError):

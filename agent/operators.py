@@ -22,7 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.opmessage import ROLES
-from agent.sshcert import (
+from discovery.errors import Refused, RemoteError
+from discovery.sshkey import (
     CERT_TYPES,
     KEY_TYPES,
     TOUCHED,
@@ -32,7 +33,6 @@ from agent.sshcert import (
     PublicKey,
     blob_of,
 )
-from discovery.errors import Refused, RemoteError
 
 LOGIN_NAME = "op"
 FILE_MAX_BYTES = 1024 * 1024

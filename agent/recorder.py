@@ -1,4 +1,4 @@
-"""Writes what a node's loop folded to a file that `qd replay` can run again: `qd agent --record FILE`.
+"""Writes what a node's loop folded to a file from which the run can be folded again: `qd agent --record FILE`.
 
 Line 1 says whose run it is and which config fields differ from the defaults; then one event a line, in the
 order in which the engine has to take them. A process begins a new file: what an earlier one recorded (an

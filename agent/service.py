@@ -17,6 +17,7 @@ from agent.opmessage import glimpse
 from agent.view import Row, stamp
 from discovery.errors import Refused, RemoteError, Unreachable
 from discovery.identity import id_text
+from discovery.lifecycle import State
 from discovery.links import Handler, Link
 from discovery.member import Member
 
@@ -109,10 +110,23 @@ class Service:
             return {**node.control.challenge(link.login), "mesh": me.mesh, "name": me.name, "route": "local"}
         if link.login.kind == MEMBER:
             raise Refused("wrong_target", f"{me.name} is not the target")
+        await self._reach(target)
         answer = await node.contacts.call(
             target, "challenge", {"target": id_text(target.id)}, CHALLENGE_TIMEOUT_S
         )
         return {**_dict(answer), "route": "direct"}
+
+    async def _reach(self, target: Member) -> None:
+        """Makes sure that there is a link to the target. Refused `in_update` while it replaces its process: it will
+        be back, and the caller asks again."""
+        try:
+            await self._node.contacts.link_to(target)
+        except Unreachable as why:
+            if target.state is State.UPDATING:
+                raise Refused(
+                    "in_update", f"{target.record.name} is updating; try again when it is back"
+                ) from why
+            raise
 
     async def op(self, link: Link, params: Any) -> Any:
         """Judges an op for this node, or hands the signed bytes on to the member that it is for."""
@@ -126,7 +140,7 @@ class Service:
         else:
             if link.login.kind == MEMBER:
                 raise Refused("wrong_target", f"{node.swim.me.record.name} is not the target")
-            await node.contacts.link_to(target)
+            await self._reach(target)
             request = {"target": id_text(target.id), "message": message, "signature": signature}
             try:
                 result = dict(_dict(await node.contacts.call(target, "op", request, OP_TIMEOUT_S)))

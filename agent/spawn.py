@@ -20,12 +20,10 @@ import msgspec
 import psutil
 
 import agent
-from agent.home import Home, RunEntry, make_identity, write_private
+from agent.home import Home, RunEntry, make_identity, still_runs, write_private
 from discovery.identity import Identity, check_kind, check_mesh, check_node_name, default_name, id_text
 
 LOG_ROTATE_BYTES = 5_000_000
-START_SLACK_S = 1.5
-"""Two readings of one process's start time differ by less than this."""
 
 
 class Spawned(msgspec.Struct, frozen=True):
@@ -42,12 +40,7 @@ class Spawned(msgspec.Struct, frozen=True):
 
     def alive(self) -> bool:
         """Whether that very process still runs."""
-        try:
-            proc = psutil.Process(self.pid)
-            same = abs(proc.create_time() - self.start) < START_SLACK_S
-            return bool(same and proc.status() != psutil.STATUS_ZOMBIE)
-        except psutil.Error:
-            return False
+        return still_runs(self.pid, self.start)
 
 
 class SpawnRegistry:

@@ -14,7 +14,7 @@ from typing import Any
 
 from discovery.identity import id_text
 from discovery.lifecycle import EVIDENCE_TEXT, Evidence, State
-from discovery.member import Member, Vitals
+from discovery.member import Member, Vitals, addr_text
 
 Row = dict[str, Any]
 
@@ -65,7 +65,7 @@ class View:
             "mem": _share(vitals.mem if vitals else None),
             "disk": _share(vitals.disk if vitals else None),
             "rtt_ms": None if mine or gone or member.rtt_s is None else round(member.rtt_s * 1000, 3),
-            "addr": host_port(addr) if addr else None,
+            "addr": addr_text(addr) if addr else None,
             "build": record.build or None,
             "fresh": record.build == disk_build if record.build and disk_build else None,
             "wire": record.wire,
@@ -146,11 +146,6 @@ def spawned_row(node: str, name: str, mesh: str, kind: str, addr: str | None, ag
         "tags": {},
         "evidence": None,
     }
-
-
-def host_port(addr: tuple[str, int]) -> str:
-    """`HOST:PORT`, IPv6 in brackets."""
-    return f"[{addr[0]}]:{addr[1]}" if ":" in addr[0] else f"{addr[0]}:{addr[1]}"
 
 
 def _ms(seconds: float) -> int:

@@ -7,7 +7,6 @@ is signed with it. The whole 32 bytes are what others pin; the id is only a shor
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from dataclasses import dataclass
 
@@ -127,17 +126,16 @@ def openssh_blob(line: str) -> bytes:
 
 def openssh_pub(line: str) -> bytes | None:
     """The raw 32 bytes of a plain ed25519 key line; None for every other key or text."""
-    prefix = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
     try:
-        blob = openssh_blob(line)
+        return raw_ed25519(openssh_blob(line))
     except (ValueError, IndexError):
         return None
+
+
+def raw_ed25519(blob: bytes) -> bytes | None:
+    """The raw 32 bytes of a plain ed25519 key blob, else None."""
+    prefix = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
     return blob[len(prefix) :] if blob.startswith(prefix) and len(blob) == len(prefix) + 32 else None
-
-
-def fingerprint(blob: bytes) -> str:
-    """`SHA256:…` of a key blob, as `ssh-keygen -l` prints it."""
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def verify(pub: bytes, data: bytes, sig: bytes) -> bool:

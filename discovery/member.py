@@ -31,6 +31,12 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 Short = Annotated[str, Meta(max_length=64)]
 
 
+def addr_text(addr: Addr) -> str:
+    """`HOST:PORT`, with the brackets that IPv6 needs."""
+    host, port = addr
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """A node's own word about itself. Field order is the wire order: only ever append, with a truthful default."""
 

@@ -94,21 +94,24 @@ class Chrome:
             text, role = deck.message
             lines += [[(" ", "text"), (part, role)] for part in wrap(text, cells - 2)[:3]]
         lines += deck.acting.book.tray(now, cells, most)
-        if deck.size.height >= 16 and (said := self._notice(now, cells)):
-            lines.append(said)
+        if deck.size.height >= 16:
+            lines += self._notice(now, cells, 2 if deck.size.height < 40 else 3)
         return lines
 
-    def _notice(self, now: float, cells: int) -> Line:
-        """The gravest thing wrong in the fleet, looked for once a second; how many more there are."""
+    def _notice(self, now: float, cells: int, most: int) -> list[Line]:
+        """What is wrong in the fleet, the gravest first, looked for once a second; whole sentences on `most` lines."""
         if now - self._noticed_at >= 1.0 or not self._notices:
             self._noticed_at = now
             deck = self._deck
             self._notices = notices(deck.fleet, deck.wall_ms(), deck.key_of("op_update"))
-        found = self._notices
-        if not found:
-            return []
-        pieces: list[Line] = [[("! ", "hot"), (shorten(text, cells - 4), "text")] for text in found]
-        return [(" ", "text"), *keep(pieces, cells - 2, ("   ", "text"))]
+        lines: list[Line] = []
+        for text in self._notices:
+            piece: Line = [("! ", "hot"), (shorten(text, cells - 4), "text")]
+            if lines and line_width(lines[-1]) + line_width(piece) + 4 <= cells:
+                lines[-1] += [("   ", "text"), *piece]
+            elif len(lines) < most:
+                lines.append([(" ", "text"), *piece])
+        return lines
 
     def footer(self, cells: int) -> list[Line]:
         """Keys by need, whole ones only; help and quit always have their place."""

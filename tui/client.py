@@ -15,13 +15,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.config import addr_text, host_port
-from agent.founding import fingerprint
+from agent.config import host_port
 from agent.home import Home, RunEntry, read_identity, write_private
 from discovery.errors import LocalError, QuarterdeckError, Refused, RemoteError, Unreachable
 from discovery.identity import id_text, node_id, openssh_line
 from discovery.links import Link, dial
-from discovery.member import Addr
+from discovery.member import Addr, addr_text
+from discovery.sshkey import pub_fingerprint
 
 Row = dict[str, Any]
 Tell = Callable[[str], None]
@@ -216,7 +216,7 @@ async def attach_outside(
     shown = client.link.login.pub
     if pinned is None and shown is not None:
         pins.add(addr, shown)
-        tell(f"{addr_text(addr)}: first seen with host key {fingerprint(shown)}; pinned in {pins.path}")
+        tell(f"{addr_text(addr)}: first seen with host key {pub_fingerprint(shown)}; pinned in {pins.path}")
     return client
 
 
@@ -283,7 +283,7 @@ class KnownAgents:
 def changed_key(addr: Addr, pinned: bytes, shown: str, path: Path) -> str:
     """What a person is told when an agent shows another host key than the pinned one."""
     return (
-        f"{addr_text(addr)}: host key changed: pinned {fingerprint(pinned)}, {shown}; "
+        f"{addr_text(addr)}: host key changed: pinned {pub_fingerprint(pinned)}, {shown}; "
         f"if that host was set up anew, remove its line from {path}"
     )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal
 
 from discovery.errors import QuarterdeckError, Unreachable
 from tui.model.text import clean
@@ -18,21 +18,6 @@ GIVE_UP_AFTER_S = 10.0
 """From here on the line is taken for dead and made anew."""
 
 Phase = Literal["joining", "waiting", "live", "lost"]
-
-
-class ClientLike(Protocol):
-    """What the console needs of an attachment."""
-
-    hello: dict[str, Any]
-
-    def watch(self, mesh: str | None = None) -> AsyncIterator[Mapping[str, Any]]: ...
-
-    async def node(self, node_id: str) -> dict[str, Any]: ...
-
-    async def resolve(self, text: str) -> dict[str, Any]: ...
-
-    async def close(self) -> None: ...
-
 
 Connect = Callable[[], Awaitable[Any]]
 SendOp = Callable[[Any, str, str, dict[str, Any], Callable[[str], None]], Awaitable[dict[str, Any]]]

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import asyncssh
 
 from agent.home import Home
-from discovery import sshsig
+from discovery import sshkey, sshsig
 from discovery.errors import LocalError, Refused
 from discovery.links import agent_keys
 
@@ -40,7 +40,7 @@ class KeySigner:
     def __init__(self, pair: Any, label: str) -> None:
         self._pair = pair
         self.label = label
-        self.fingerprint = sshsig.fingerprint(pair.public_data)
+        self.fingerprint = sshkey.fingerprint(pair.public_data)
 
     async def sign(self, message: bytes, namespace: str) -> str:
         """The armored SSHSIG signature of `message`; Refused `signing` when the agent or the hardware says no."""

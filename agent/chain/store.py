@@ -24,9 +24,9 @@ OPS_NEVER_YOUNGER_MS = 600_000
 """An op younger than this is never forgotten: five times the longest lifetime of a signed op."""
 
 INCARNATION = "incarnation"
-CORDONED = "cordoned"
 OVERRIDE = "override"
 LAST_PORT = "last_port"
+START_MS = "start_ms"
 HANDOVER = "handover"
 REMEMBERED = "remembered"
 
@@ -92,6 +92,14 @@ class Journal(Log):
         incarnation = int(self.get(INCARNATION, 0)) + 1
         self.set(INCARNATION, incarnation, durable=True)
         return incarnation
+
+    def next_start_ms(self, wall_ms: int) -> int:
+        """When this process started, by the wall clock, but later than the one before it started even where the
+        clock was set back: others drop the packets of a process that began before the newest they know. On disk
+        with the next durable write."""
+        start_ms = max(wall_ms, int(self.get(START_MS, 0)) + 1)
+        self.set(START_MS, start_ms)
+        return start_ms
 
     def set_incarnation(self, incarnation: int) -> None:
         """Durable; never lowers it."""

@@ -13,7 +13,7 @@ from typing import Any
 import asyncssh
 
 from discovery.errors import LocalError, QuarterdeckError, Refused, RemoteError, Unreachable
-from discovery.identity import Identity, node_id
+from discovery.identity import Identity, node_id, raw_ed25519
 from discovery.links.frames import one_line
 from discovery.links.limits import Limits, Login
 from discovery.links.link import Handler, Link
@@ -24,14 +24,13 @@ from discovery.links.ssh import (
     Channel,
     ClientSession,
     Key,
-    fingerprint,
     key_line,
     key_of,
-    raw_ed25519,
     reason_of,
     tune,
 )
-from discovery.member import Addr
+from discovery.member import Addr, addr_text
+from discovery.sshkey import fingerprint
 
 DIAL_TIMEOUT_S = 5.0
 
@@ -72,7 +71,7 @@ async def dial(
     somebody else is there; `login`: it doesn't take our key; `busy`: it has no room. RemoteError: no node.
     """
     pin = _Pin(expect_pub)
-    where = f"{addr[0]}:{addr[1]}"
+    where = addr_text(addr)
     keys: list[Key] = [key_of(identity)] if isinstance(identity, Identity) else list(identity)
     if not keys:
         raise LocalError("no key to log in with; make one with `qd init` or add one to the ssh-agent")

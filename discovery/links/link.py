@@ -31,7 +31,7 @@ from discovery.links.frames import (
     error_of,
 )
 from discovery.links.limits import Limits, Login
-from discovery.member import Addr
+from discovery.member import Addr, addr_text
 
 Handler = Callable[["Link", Any], Awaitable[Any] | AsyncIterator[Any]]
 """`async def (link, params) -> result`, or an async generator `(link, params)` of a stream's items.
@@ -366,7 +366,7 @@ class Link:
         )
 
     def _who(self) -> str:
-        return f"{self.addr[0]}:{self.addr[1]}"
+        return addr_text(self.addr)
 
 
 class _Ended(QuarterdeckError):

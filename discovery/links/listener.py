@@ -23,7 +23,7 @@ from typing import Any
 
 import asyncssh
 
-from discovery import sshsig
+from discovery import sshkey
 from discovery.identity import Identity
 from discovery.links.limits import Buckets, Limits, Login, address_key
 from discovery.links.link import Handler, Link, settled
@@ -33,7 +33,6 @@ from discovery.links.ssh import (
     SUBSYSTEM,
     Channel,
     ServerSession,
-    fingerprint,
     key_line,
     key_of,
     tune,
@@ -280,7 +279,7 @@ class _Door(asyncssh.SSHServerConnection):
 
     def _ask(self, username: str, blob: bytes) -> tuple[asyncssh.SSHKey, Login] | None:
         try:
-            self.shown = fingerprint(blob)
+            self.shown = sshkey.fingerprint(blob)
             line = key_line(blob)
             key: Any
             if "-cert-v01@" in line.partition(" ")[0]:
@@ -411,8 +410,8 @@ def _user_present(login: Login, blob: bytes, signature: bytes) -> bool:
     if not key_line(blob).startswith("sk-"):
         return not login.need_verified
     flags = _hardware_flags(signature)
-    touched = bool(flags & sshsig.TOUCHED) or not login.need_touch
-    return touched and (bool(flags & sshsig.VERIFIED) or not login.need_verified)
+    touched = bool(flags & sshkey.TOUCHED) or not login.need_touch
+    return touched and (bool(flags & sshkey.VERIFIED) or not login.need_verified)
 
 
 def _hardware_flags(signature: bytes) -> int:

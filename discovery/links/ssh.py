@@ -17,7 +17,7 @@ from discovery.errors import Refused
 from discovery.identity import Identity
 from discovery.links.frames import one_line
 from discovery.links.link import Link
-from discovery.sshsig import armor, fingerprint, to_sign
+from discovery.sshsig import armor, to_sign
 
 SUBSYSTEM = "quarterdeck"
 TCP_USER_TIMEOUT_MS = 20_000
@@ -56,12 +56,6 @@ def key_line(blob: bytes) -> str:
     if not algorithm or len(blob) < 4 + size or not algorithm.isprintable() or " " in algorithm:
         raise ValueError("no key blob")
     return f"{algorithm} {base64.b64encode(blob).decode()}"
-
-
-def raw_ed25519(blob: bytes) -> bytes | None:
-    """The 32 bytes of an ed25519 key blob, else None."""
-    prefix = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
-    return blob[len(prefix) :] if blob.startswith(prefix) and len(blob) == len(prefix) + 32 else None
 
 
 def tune(sock: socket.socket) -> None:
@@ -195,10 +189,8 @@ __all__ = [
     "Key",
     "ServerSession",
     "agent_keys",
-    "fingerprint",
     "key_line",
     "key_of",
-    "raw_ed25519",
     "reason_of",
     "sign_with",
     "tune",

@@ -27,7 +27,8 @@ Sign = Callable[[bytes], bytes]
 Verify = Callable[[bytes, bytes, bytes], bool]
 
 _ADDRS_TRIED = 4
-_CACHE_MAX = 8_192
+_CACHE_MIN = 512
+"""Verified records that are remembered, twice over; two a member where there are more. They are a KiB each."""
 _LOAD_LIMIT = 4
 _ID = Pack(">QQQ")
 
@@ -228,7 +229,7 @@ class View:
             record = open_record(signed, self.verify)
         except RemoteError:
             record = None
-        if len(self._cache) >= _CACHE_MAX:
+        if len(self._cache) >= max(_CACHE_MIN, 2 * len(self.members)):
             self._cache_old, self._cache = self._cache, {}
         self._cache[key] = (signed.blob, record)
         return record

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import config
-from agent.config import AGENT_OPTIONS, addr_text, click_options, duration_ms, host_port, load, section
+from agent.config import AGENT_OPTIONS, click_options, duration_ms, host_port, load, section
 from discovery.errors import LocalError
+from discovery.member import addr_text
 
 
 def write(tmp_path: Path, text: str | bytes) -> Path:

@@ -31,10 +31,10 @@ from agent.control import (
 from agent.operators import Operators, parse
 from agent.operators import judge as judge_key
 from agent.opmessage import NAMESPACE, Op, build_op, decode_op, new_ulid
-from agent.sshcert import blob_of, fingerprint
 from discovery.errors import LocalError, Refused, RemoteError
 from discovery.identity import Identity, id_text
 from discovery.lifecycle import State
+from discovery.sshkey import blob_of, fingerprint
 
 NODE = Identity.from_seed(b"n" * 32)
 TARGET = id_text(NODE.id)

@@ -552,6 +552,13 @@ def test_closed_journal_counts_appends_and_refuses_durable_ones(path: Path) -> N
 # -- facts -----------------------------------------------------------
 
 
+def test_start_is_later_than_the_last_one_even_where_the_clock_was_set_back(path: Path) -> None:
+    for wall_ms, expected in ((5_000, 5_000), (9_000, 9_000), (2_000, 9_001), (2_000, 9_002), (9_500, 9_500)):
+        with contextlib.closing(Journal(path, ME)) as journal:
+            assert journal.next_start_ms(wall_ms) == expected
+            journal.next_incarnation()
+
+
 def test_incarnation_grows_by_one_a_start_and_is_never_lowered(path: Path) -> None:
     for expected in (1, 2, 3):
         with Journal(path, ME) as journal:

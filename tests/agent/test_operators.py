@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.operators import Operators, VoidLine, expiry_time, judge, parse, source_allowed, sources
-from agent.sshcert import KEY_TYPES, Certificate, PublicKey, blob_of, fingerprint
 from discovery.errors import Refused, RemoteError
 from discovery.identity import Identity
+from discovery.sshkey import KEY_TYPES, Certificate, PublicKey, blob_of, fingerprint
 
 KEY = Identity.from_seed(b"a" * 32).pub_openssh()
 OTHER = Identity.from_seed(b"b" * 32).pub_openssh()

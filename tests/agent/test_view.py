@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.view import View, host_port, spawned_row, stamp
+from agent.view import View, spawned_row, stamp
 from discovery.identity import Identity
 from discovery.lifecycle import Evidence, State
 from discovery.member import Member, Record, Vitals, seal_record
@@ -102,8 +102,3 @@ def test_spawned_row_promises_the_same_keys_and_claims_nothing() -> None:
     row = spawned_row("0" * 16, "n", "alpha", "compute", None, 2.0)
     assert set(row) >= PROMISED
     assert row["source"] == "spawned" and row["cpu"] is None and row["fresh"] is None
-
-
-def test_address_of_ipv6_has_brackets() -> None:
-    assert host_port(("::1", 5)) == "[::1]:5"
-    assert host_port(("10.0.0.1", 5)) == "10.0.0.1:5"

@@ -10,9 +10,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from discovery.identity import Identity, node_id
+from discovery.identity import Identity, node_id, raw_ed25519
 from discovery.links import Handler, Limits, Link, Listener, Login, dial
-from discovery.links.ssh import raw_ed25519
 from discovery.member import Addr
 
 SERVER = Identity.from_seed(b"s" * 32)

@@ -15,7 +15,7 @@ import asyncssh
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from discovery import sshsig
+from discovery import sshkey, sshsig
 from discovery.errors import Refused
 from discovery.links import Login, agent_keys, dial, sign_with
 from discovery.member import Addr
@@ -291,12 +291,12 @@ class SoftHardwareKey(asyncssh.SSHKeyPair):
         self._flags = bytes([flags])
         name = b"sk-ssh-ed25519@openssh.com"
         pub = self._private.public_key().public_bytes_raw()
-        super().__init__(name, name, [name], [name], sshsig._strings(name, pub, b"ssh:"), None)
+        super().__init__(name, name, [name], [name], sshkey.strings(name, pub, b"ssh:"), None)
 
     def sign(self, data: bytes) -> bytes:
         tail = self._flags + (1).to_bytes(4, "big")
         signed = hashlib.sha256(b"ssh:").digest() + tail + hashlib.sha256(data).digest()
-        return sshsig._strings(b"sk-ssh-ed25519@openssh.com", self._private.sign(signed)) + tail
+        return sshkey.strings(b"sk-ssh-ed25519@openssh.com", self._private.sign(signed)) + tail
 
 
 @pytest.mark.parametrize("flags", [0, 1, 4, 5])

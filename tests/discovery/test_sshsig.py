@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery import sshsig
+from discovery import sshkey, sshsig
 from discovery.errors import Refused
 from discovery.identity import Identity
 
@@ -47,7 +47,7 @@ def parts_of(armored: str) -> list[bytes]:
 
 
 def armored(*parts: bytes, head: bytes = b"SSHSIG\0\0\0\1") -> str:
-    text = base64.b64encode(head + sshsig._strings(*parts)).decode()
+    text = base64.b64encode(head + sshkey.strings(*parts)).decode()
     return f"-----BEGIN SSH SIGNATURE-----\n{text}\n-----END SSH SIGNATURE-----\n"
 
 
@@ -55,7 +55,7 @@ def test_signature_of_ours_names_its_signer() -> None:
     signer = sshsig.verify(MESSAGE, SIGNED, SPACE)
     assert signer.line == SIGNER.pub_openssh()
     assert signer.blob == signer.key_blob and signer.certificate is None and signer.flags is None
-    assert signer.fingerprint == sshsig.fingerprint(signer.blob)
+    assert signer.fingerprint == sshkey.fingerprint(signer.blob)
 
 
 def test_signature_of_another_message_is_bad() -> None:
@@ -125,14 +125,14 @@ def test_sign_without_a_namespace_is_an_error() -> None:
 def hardware_signature(flags: int, application: bytes = b"ssh:") -> str:
     key = Ed25519PrivateKey.from_private_bytes(b"h" * 32)
     name = b"sk-ssh-ed25519@openssh.com"
-    blob = sshsig._strings(name, key.public_key().public_bytes_raw(), application)
+    blob = sshkey.strings(name, key.public_key().public_bytes_raw(), application)
     tail = bytes([flags]) + (7).to_bytes(4, "big")
     signed = hashlib.sha256(application).digest() + tail
     signed += hashlib.sha256(sshsig.to_sign(MESSAGE, SPACE)).digest()
-    return sshsig.armor(blob, SPACE, sshsig._strings(name, key.sign(signed)) + tail)
+    return sshsig.armor(blob, SPACE, sshkey.strings(name, key.sign(signed)) + tail)
 
 
-@pytest.mark.parametrize("flags", [0, sshsig.TOUCHED, sshsig.TOUCHED | sshsig.VERIFIED])
+@pytest.mark.parametrize("flags", [0, sshkey.TOUCHED, sshkey.TOUCHED | sshkey.VERIFIED])
 def test_hardware_ed25519_key_tells_touch_and_verification(flags: int) -> None:
     signer = sshsig.verify(MESSAGE, hardware_signature(flags), SPACE)
     assert signer.flags == flags
@@ -153,20 +153,20 @@ def test_hardware_ecdsa_key_verifies() -> None:
     signed = hashlib.sha256(b"ssh:").digest() + tail
     signed += hashlib.sha256(sshsig.to_sign(MESSAGE, SPACE)).digest()
     r, s = decode_dss_signature(key.sign(signed, ec.ECDSA(hashes.SHA256())))
-    pair = sshsig._strings(*(n.to_bytes(33, "big") for n in (r, s)))
+    pair = sshkey.strings(*(n.to_bytes(33, "big") for n in (r, s)))
     text = sshsig.armor(
-        sshsig._strings(name, b"nistp256", point, b"ssh:"), SPACE, sshsig._strings(name, pair) + tail
+        sshkey.strings(name, b"nistp256", point, b"ssh:"), SPACE, sshkey.strings(name, pair) + tail
     )
-    assert sshsig.verify(MESSAGE, text, SPACE).flags == sshsig.TOUCHED
+    assert sshsig.verify(MESSAGE, text, SPACE).flags == sshkey.TOUCHED
 
 
 def rsa_signature(bits: int, algorithm: bytes, digest: hashes.HashAlgorithm) -> str:
     key = rsa.generate_private_key(65537, bits)
     numbers = key.public_key().public_numbers()
     size = bits // 8 + 1
-    blob = sshsig._strings(b"ssh-rsa", b"\x01\x00\x01", numbers.n.to_bytes(size, "big"))
+    blob = sshkey.strings(b"ssh-rsa", b"\x01\x00\x01", numbers.n.to_bytes(size, "big"))
     raw = key.sign(sshsig.to_sign(MESSAGE, SPACE), padding.PKCS1v15(), digest)
-    return sshsig.armor(blob, SPACE, sshsig._strings(algorithm, raw))
+    return sshsig.armor(blob, SPACE, sshkey.strings(algorithm, raw))
 
 
 def test_rsa_signature_by_sha1_or_with_a_short_key_is_bad() -> None:
@@ -228,7 +228,7 @@ def test_openssh_signature_with_a_certificate_shows_key_and_certificate(kind: st
         pytest.skip("this ssh-keygen signs with a certificate only through an agent")
     plain = base64.b64decode((tmp_path / "key.pub").read_text().split()[1])
     signer = sshsig.verify(MESSAGE, made.stdout.decode(), SPACE)
-    assert signer.key_blob == plain and signer.fingerprint == sshsig.fingerprint(plain)
+    assert signer.key_blob == plain and signer.fingerprint == sshkey.fingerprint(plain)
     assert signer.certificate in (None, base64.b64decode(certificate.read_text().split()[1]))
 
 
@@ -247,4 +247,4 @@ def test_signature_that_carries_a_certificate_exposes_both(kind: str, tmp_path: 
     signer = sshsig.verify(MESSAGE, armored(*parts), SPACE)
     assert (signer.blob, signer.certificate, signer.key_blob) == (certificate, certificate, plain)
     assert "-cert-v01@openssh.com " in signer.line
-    assert signer.fingerprint == sshsig.fingerprint(plain)
+    assert signer.fingerprint == sshkey.fingerprint(plain)

@@ -555,3 +555,12 @@ def test_a_push_pull_brings_the_goodbye_that_somebody_missed() -> None:
     tell(b, 2, wire.Goodbye(1, seal_record(record(2, state=State.LEAVING, version=2), IDS[2].sign)))
     a.push_pull_merge(b.push_pull_answer(a.push_pull_request(START), IDS[0].id, START), IDS[1].id, START)
     assert [e.evidence for e in of(Evicted, a.drain())] == [Evidence.LEFT]
+
+
+def test_a_member_that_changes_for_ever_costs_no_more_memory() -> None:
+    swim = with_members(2, 3)
+    for version in range(2, 1_500):
+        tell(swim, 2, update(2, version=version))
+    assert swim.members[IDS[2].id].record.version == 1_499
+    view = swim.view
+    assert len(view._cache) + len(view._cache_old) <= 1_024

@@ -142,6 +142,14 @@ def test_update_restarts_in_place_with_the_same_identity(fleet: Fleet, tmp_path:
     assert not a.of("node.changed", node="b", to="dead")
 
 
+def test_op_right_after_an_update_waits_until_the_node_is_back(fleet: Fleet) -> None:
+    _, b = fleet.boot("a", "b", flags=NO_TIMER)
+    one(fleet, "drain", "b", "--via", "a")
+    assert one(fleet, "update", "b", "--via", "a")["state"] == "updating"
+    assert one(fleet, "resume", "b", "--via", "a")["result"] == "done"
+    wait_for(lambda: b.trail[-1] == "alive", f"b resumed: {b.trail}")
+
+
 def test_update_of_a_draining_node_comes_back_draining(fleet: Fleet) -> None:
     _, b = fleet.boot("a", "b")
     one(fleet, "drain", "b", "--via", "a")

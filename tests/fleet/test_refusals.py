@@ -86,6 +86,14 @@ def test_unreadable_key_is_refused(fleet: Fleet) -> None:
     one_line(start(fleet, "--mesh", "alpha"), 2, "mesh.key", "directory")
 
 
+def test_run_directory_that_cannot_be_written_is_told_with_its_path(fleet: Fleet) -> None:
+    run = fleet.home / "run"
+    if run.exists():
+        run.rmdir()
+    run.touch()  # what even root can't write below
+    one_line(start(fleet, "--mesh", "alpha", "--port", "0"), 2, "run", "write to")
+
+
 def test_malformed_config_names_file_and_line(fleet: Fleet) -> None:
     (fleet.home / "config" / "config.toml").write_text("mesh = \n")
     one_line(start(fleet), 2, "config.toml", "line 1")

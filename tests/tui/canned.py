@@ -119,7 +119,7 @@ class CannedAgent:
             name=self.name,
             mesh=self.mesh,
             kind=self.kind,
-            addr=self.addr,
+            addr=f"127.0.0.1:{self.port or 1}",
             build=BUILD,
         )
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from agent.founding import fingerprint
 from agent.home import Home, read_identity
+from discovery.sshkey import pub_fingerprint
 from tests.tui.canned import BUILD, CannedAgent, founded, row
 from tui.cli.program import COMMANDS, command_first, is_locator, main
 
@@ -225,7 +225,9 @@ def test_init_again_changes_nothing_and_says_so(home: Home, qd: Qd) -> None:
     assert {p: p.read_bytes() for p in home.config.rglob("*") if p.is_file()} == before
     told = qd.json("init", "--mesh", "alpha")
     operator = read_identity(home.operator_key_file, "operator key")
-    assert told["created"] is False and told["made"] == [] and told["operator"] == fingerprint(operator.pub)
+    assert (
+        told["created"] is False and told["made"] == [] and told["operator"] == pub_fingerprint(operator.pub)
+    )
 
 
 def test_init_of_a_second_mesh_keeps_the_operator(home: Home, qd: Qd) -> None:
@@ -342,7 +344,7 @@ def test_kill_is_signed_by_the_homes_operator_for_the_targets_clock(
     assert abs(results[0]["skew_ms"] - 3_600_000) < 5_000
     [op] = agent.ops
     assert op["verb"] == "kill" and op["target"] == "c1" * 8 and op["op_id"] == results[0]["op_id"]
-    assert op["signer"] == fingerprint(read_identity(home.operator_key_file, "operator key").pub)
+    assert op["signer"] == pub_fingerprint(read_identity(home.operator_key_file, "operator key").pub)
     assert "3600 s ahead" in qd.err
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from agent.founding import fingerprint
 from agent.home import Home
 from discovery.errors import LocalError, Refused, Unreachable
 from discovery.identity import Identity
+from discovery.sshkey import pub_fingerprint
 from tests.tui.canned import CannedAgent, client_line, founded
 from tui.client import KnownAgents, address, attach, choose
 
@@ -65,7 +65,7 @@ def test_outside_agent_is_pinned_at_first_sight_and_told_once(home: Home, tmp_pa
         for _ in range(2):
             asyncio.run(hello(home, host=agent.addr, tell=told.append))
         assert [user for user, _ in agent.logins] == ["op", "op"]
-        assert len(told) == 1 and fingerprint(agent.identity.pub) in told[0]
+        assert len(told) == 1 and pub_fingerprint(agent.identity.pub) in told[0]
         assert KnownAgents(home).get(("127.0.0.1", agent.port)) == agent.identity.pub
         assert asyncio.run(hello(home, host="127.0.0.1"))["id"] == agent.id, "its port is known by now"
 
@@ -79,8 +79,8 @@ def test_outside_agent_with_a_changed_host_key_is_refused_with_both_fingerprints
         assert agent.logins == [], "nothing was offered to it"
     assert told.value.code == "host_key"
     assert (
-        fingerprint(other.pub) in told.value.sentence
-        and fingerprint(agent.identity.pub) in told.value.sentence
+        pub_fingerprint(other.pub) in told.value.sentence
+        and pub_fingerprint(agent.identity.pub) in told.value.sentence
     )
 
 

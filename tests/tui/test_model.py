@@ -458,6 +458,6 @@ def test_notices_are_gravest_first_and_forget_old_news() -> None:
     told = event("wire.incompatible", "x.y.z", 0, addr="10.0.0.9:1", theirs=2, ours=1)
     view.fold(delta(events=[told]), 0.0)
     at = told["at_ms"]
-    assert "incompatible peer x.y.z" in notices(view, at)[0]
+    assert "incompatible peer 10.0.0.9:1" in notices(view, at)[0]
     assert all("incompatible" not in line for line in notices(view, at + 3_600_000))
-    assert notices(view, at)[-1] == "refused 12: forged 9, login 3"
+    assert notices(view, at)[-1] == "refused or dropped 12: forged 9, login 3"

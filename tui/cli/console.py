@@ -153,7 +153,7 @@ class LateSigner:
 
     def label(self) -> str:
         """Which key will sign, as far as its `.pub` file tells."""
-        from discovery.sshsig import fingerprint
+        from discovery.sshkey import fingerprint
 
         path = self._operator_key or self._home.operator_key_file
         try:

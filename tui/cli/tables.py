@@ -191,11 +191,6 @@ def node_page(page: Row) -> str:
     return "\n".join(lines)
 
 
-def results_table(rows: Sequence[Row]) -> str:
-    """The answers of control ops for people."""
-    return "\n".join(result_line(row) for row in rows)
-
-
 def result_line(row: Row) -> str:
     """One op's end as a sentence: what was asked of whom, what came of it, why, and how long it took."""
     from tui.model.ages import took

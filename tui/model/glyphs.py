@@ -25,7 +25,6 @@ class Glyphs:
     separator: str
     rule: str
     ellipsis: str
-    dash: str
     arrow: str
     up: str
     down: str
@@ -56,7 +55,6 @@ UNICODE = Glyphs(
     separator="·",
     rule="─",
     ellipsis="…",
-    dash="–",
     arrow="→",
     up="▲",
     down="▼",
@@ -82,7 +80,6 @@ ASCII = Glyphs(
     separator="|",
     rule="-",
     ellipsis="..",
-    dash="-",
     arrow=">",
     up="^",
     down="v",

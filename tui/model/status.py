@@ -41,7 +41,7 @@ def notices(fleet: Fleet, wall_ms: float, update_key: str = "u") -> list[str]:
         if event.at_ms is not None and wall_ms - event.at_ms > NOTICE_MS:
             break
         if event.kind == "wire.incompatible":
-            where = event.node or event.text("addr") or "somebody"
+            where = event.text("addr") or "of an unknown address"
             incompatible.setdefault(
                 where, f"speaks wire {event.text('theirs') or '?'}, we {event.text('ours') or '?'}"
             )
@@ -66,7 +66,9 @@ def notices(fleet: Fleet, wall_ms: float, update_key: str = "u") -> list[str]:
         found.append(f"{nodes} stale code: {update_key} takes the code on disk")
     total, codes = fleet.refused()
     if total:
-        found.append(f"refused {total}: " + ", ".join(f"{code} {count}" for code, count in codes[:4]))
+        found.append(
+            f"refused or dropped {total}: " + ", ".join(f"{code} {count}" for code, count in codes[:4])
+        )
     return found
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import struct
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -25,7 +24,9 @@ RSA_MIN_BITS = 2048
 CERT_SUFFIX = "-cert-v01@openssh.com"
 USER_CERT = 1
 TOUCHED = 0x01
+"""Flag of a hardware key's signature: somebody touched it."""
 VERIFIED = 0x04
+"""Flag of a hardware key's signature: it knew who, by PIN or finger."""
 
 _CURVES: dict[str, tuple[ec.EllipticCurve, hashes.HashAlgorithm]] = {
     "nistp256": (ec.SECP256R1(), hashes.SHA256()),
@@ -51,29 +52,30 @@ KEY_TYPES = frozenset(_FIELDS)
 CERT_TYPES = frozenset(name.removesuffix("@openssh.com") + CERT_SUFFIX for name in _FIELDS)
 
 
-class _Reader:
+class Reader:
+    """Reads SSH's strings and numbers, and nothing past the end; RemoteError where the data is of another shape."""
+
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
 
-    def string(self) -> bytes:
-        size = self.number(4)
+    def take(self, size: int) -> bytes:
         if size > len(self._data) - self._at:
             raise RemoteError("SSH data ends early")
         self._at += size
         return self._data[self._at - size : self._at]
+
+    def number(self, size: int = 4) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def string(self) -> bytes:
+        return self.take(self.number())
 
     def text(self) -> str:
         try:
             return self.string().decode()
         except UnicodeDecodeError as why:
             raise RemoteError("SSH data with a text that is not UTF-8") from why
-
-    def number(self, size: int) -> int:
-        if size > len(self._data) - self._at:
-            raise RemoteError("SSH data ends early")
-        self._at += size
-        return int.from_bytes(self._data[self._at - size : self._at], "big")
 
     @property
     def position(self) -> int:
@@ -87,8 +89,9 @@ class _Reader:
             raise RemoteError("SSH data goes on after its end")
 
 
-def _string(data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + data
+def strings(*parts: bytes) -> bytes:
+    """SSH strings, one after the other."""
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 @dataclass(frozen=True)
@@ -101,18 +104,38 @@ class PublicKey:
     @classmethod
     def parse(cls, blob: bytes) -> PublicKey:
         """RemoteError when these aren't the bytes of a key that can verify something."""
-        reader = _Reader(blob)
+        reader = Reader(blob)
         kind = reader.text()
         if kind not in _FIELDS:
             raise RemoteError(f"key type {ascii(kind)[:64]} is not supported")
-        key = cls(kind, tuple(reader.string() for _ in range(_FIELDS[kind])))
+        key = cls._read(reader, kind)
         reader.end()
         key._load()
         return key
 
+    @classmethod
+    def certified(cls, blob: bytes) -> PublicKey:
+        """The key that a certificate is about; nothing else in the certificate is read. RemoteError as `parse`."""
+        key = cls._certified(Reader(blob))
+        key._load()
+        return key
+
+    @classmethod
+    def _certified(cls, reader: Reader) -> PublicKey:
+        name = reader.text()
+        if name not in CERT_TYPES:
+            raise RemoteError(f"certificate type {ascii(name)[:64]} is not supported")
+        plain = name.removesuffix(CERT_SUFFIX)
+        reader.string()
+        return cls._read(reader, f"{plain}@openssh.com" if plain.startswith("sk-") else plain)
+
+    @classmethod
+    def _read(cls, reader: Reader, kind: str) -> PublicKey:
+        return cls(kind, tuple(reader.string() for _ in range(_FIELDS[kind])))
+
     @property
     def blob(self) -> bytes:
-        return b"".join(map(_string, (self.type.encode(), *self.parts)))
+        return strings(self.type.encode(), *self.parts)
 
     @property
     def fingerprint(self) -> str:
@@ -141,13 +164,13 @@ class PublicKey:
 
     def verify(self, signature: bytes, data: bytes) -> int | None:
         """Checks an SSH signature blob; the flags that a hardware key signed, else None. Or RemoteError."""
-        reader = _Reader(signature)
+        reader = Reader(signature)
         algorithm, raw = reader.text(), reader.string()
         flags = None
         if self.hardware:
-            flags, counter = reader.number(1), reader.number(4)
+            flags, counter = reader.number(1), reader.take(4)
             application = hashlib.sha256(self.parts[-1]).digest()
-            data = application + struct.pack(">BI", flags, counter) + hashlib.sha256(data).digest()
+            data = application + bytes([flags]) + counter + hashlib.sha256(data).digest()
         reader.end()
         key = self._load()
         try:
@@ -160,7 +183,7 @@ class PublicKey:
             elif isinstance(key, Ed25519PublicKey):
                 key.verify(raw, data)
             else:
-                pair = _Reader(raw)
+                pair = Reader(raw)
                 r, s = (int.from_bytes(pair.string(), "big") for _ in range(2))
                 pair.end()
                 key.verify(encode_dss_signature(r, s), data, ec.ECDSA(_CURVES[self.parts[0].decode()][1]))
@@ -190,14 +213,8 @@ class Certificate:
     @classmethod
     def parse(cls, blob: bytes) -> Certificate:
         """RemoteError when these aren't the bytes of a certificate. The signature is not checked yet."""
-        reader = _Reader(blob)
-        name = reader.text()
-        if name not in CERT_TYPES:
-            raise RemoteError(f"certificate type {ascii(name)[:64]} is not supported")
-        plain = name.removesuffix(CERT_SUFFIX)
-        kind = f"{plain}@openssh.com" if plain.startswith("sk-") else plain
-        reader.string()
-        key = PublicKey(kind, tuple(reader.string() for _ in range(_FIELDS[kind])))
+        reader = Reader(blob)
+        key = PublicKey._certified(reader)
         key._load()
         serial, usage, key_id = reader.number(8), reader.number(4), reader.text()
         principals = _texts(reader.string())
@@ -219,19 +236,19 @@ class Certificate:
 
 
 def _texts(data: bytes) -> tuple[str, ...]:
-    reader, found = _Reader(data), []
+    reader, found = Reader(data), []
     while reader.more():
         found.append(reader.text())
     return tuple(found)
 
 
 def _options(data: bytes) -> dict[str, str]:
-    reader, found = _Reader(data), {}
+    reader, found = Reader(data), {}
     while reader.more():
         name, value = reader.text(), reader.string()
         if name in found:
             raise RemoteError("a certificate option is there twice")
-        inner = _Reader(value)
+        inner = Reader(value)
         found[name] = inner.text() if value else ""
         if value:
             inner.end()
@@ -239,8 +256,13 @@ def _options(data: bytes) -> dict[str, str]:
 
 
 def fingerprint(blob: bytes) -> str:
-    """`SHA256:…` as ssh-keygen prints it."""
+    """`SHA256:…` of a key blob, as `ssh-keygen -l` prints it."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def pub_fingerprint(pub: bytes) -> str:
+    """The same of a raw 32-byte ed25519 public key."""
+    return fingerprint(strings(b"ssh-ed25519", pub))
 
 
 def blob_of(line: str) -> bytes:
@@ -252,6 +274,6 @@ def blob_of(line: str) -> bytes:
         blob = base64.b64decode(words[1], validate=True)
     except (binascii.Error, ValueError) as why:
         raise RemoteError("a key that is not base64") from why
-    if _Reader(blob).text() != words[0]:
+    if Reader(blob).text() != words[0]:
         raise RemoteError("a key of another type than its line says")
     return blob
