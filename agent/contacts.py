@@ -92,6 +92,9 @@ class Contacts:
         except Refused:
             self._answered(member.id)
             raise
+        except Unreachable:
+            link.abort()  # what gives no answer now is dialled anew next time, not waited for again
+            raise
         self._answered(member.id)
         return answer
 
