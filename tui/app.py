@@ -9,6 +9,7 @@ os.environ.setdefault("ESCDELAY", "25")  # textual reads it once, at import
 import asyncio
 import contextlib
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -50,6 +51,7 @@ FIGURES_S = 0.4
 MESSAGE_S = 6.0
 CTRL_C_S = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+LEAVE_LIMIT_S = 5.0
 
 
 class Deck(Screen[None], inherit_bindings=False):
@@ -187,6 +189,11 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
         )
 
     def _leave_by_signal(self, number: int) -> None:
+        """Leaves in order, but leaves: writing to a terminal that is gone ends Textual's writer, and closing would
+        then wait for it for ever. The end of this process is the goodbye of the console's own node all the same."""
+        limit = threading.Timer(LEAVE_LIMIT_S, os._exit, (128 + number,))
+        limit.daemon = True
+        limit.start()
         self.exit(return_code=128 + number)
 
     # -- following the model

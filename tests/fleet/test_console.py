@@ -84,6 +84,9 @@ def test_console_whose_node_dies_keeps_the_rows_and_says_so(fleet: Fleet) -> Non
         node.kill()
         shown = screen.shows("next try")
         assert " a " in shown and " b " in shown
+        left = psutil.Process(screen.pid).children(recursive=True)
+    # The terminal is gone with its server: nobody may be left behind, whatever state the console was in.
+    wait_for(lambda: not psutil.wait_procs(left, timeout=0)[1], f"{left} end with their terminal")
 
 
 def test_console_that_is_ended_by_sigterm_restores_the_terminal(fleet: Fleet) -> None:
