@@ -683,9 +683,7 @@ class Node:
         self.seeds.remember()
         if reason != "update" and self.journal.handover() is not None:
             with contextlib.suppress(Refused):
-                self.journal.set_handover(
-                    None
-                )  # a node that leaves within its update is not taken up by the next
+                self.journal.set_handover(None)  # who leaves in mid-update is not taken up by the next start
         self.journal.flush()
         if reason == "update":
             with contextlib.suppress(OSError):

@@ -14,13 +14,6 @@ from tests.fleet.harness import Fleet, wait_for
 pytestmark = pytest.mark.fleet
 
 
-@pytest.fixture
-def fleet(tmp_path: Path):
-    with Fleet(tmp_path / "home") as fleet:
-        fleet.init()
-        yield fleet
-
-
 def test_node_whose_clock_was_set_back_is_heard_at_once(fleet: Fleet) -> None:
     library = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
     if library is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,13 +13,6 @@ from tests.fleet.terminal import Terminal
 pytestmark = pytest.mark.fleet
 
 NO_TIMER = ("--suspicion-ms", "120000")
-
-
-@pytest.fixture
-def fleet(tmp_path: Path):
-    with Fleet(tmp_path / "home") as fleet:
-        fleet.init()
-        yield fleet
 
 
 def console(fleet: Fleet, *words: str, columns: int = 160, rows: int = 45) -> Terminal:

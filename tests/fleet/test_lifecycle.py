@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from tests.fleet.harness import Fleet, wait_for
 
 pytestmark = pytest.mark.fleet
-
-
-@pytest.fixture
-def fleet(tmp_path: Path):
-    with Fleet(tmp_path / "home") as fleet:
-        fleet.init()
-        yield fleet
 
 
 def test_agents_of_one_home_find_each_other(fleet: Fleet) -> None:

@@ -18,13 +18,6 @@ NO_TIMER = ("--suspicion-ms", "120000")
 """Suspicion can't be what removes a node while it is raised this far."""
 
 
-@pytest.fixture
-def fleet(tmp_path: Path):
-    with Fleet(tmp_path / "home") as fleet:
-        fleet.init()
-        yield fleet
-
-
 def stranger_key(tmp_path: Path, name: str = "stranger") -> Path:
     path = tmp_path / name
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(path)], check=True)

@@ -26,13 +26,6 @@ from tests.fleet.harness import BIN, Fleet, wait_for
 pytestmark = pytest.mark.fleet
 
 
-@pytest.fixture
-def fleet(tmp_path: Path):
-    with Fleet(tmp_path / "home") as fleet:
-        fleet.init()
-        yield fleet
-
-
 def start(fleet: Fleet, *flags: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
     argv = [
         str(BIN / "qd-agent"),
