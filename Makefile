@@ -23,7 +23,7 @@ demo: setup
 	@$(BIN)/python demo_fleet.py
 
 test: setup
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -m 'not soak' -n 2 --dist loadfile
 
 soak: setup
 	$(BIN)/python -m pytest -m soak --timeout=3600

@@ -168,27 +168,27 @@ def findings_table(findings: Sequence[Finding]) -> str:
     return table(["PROMISE", "VERDICT", "TOOK>", "SEEN"], rows, [COLOURS[f.verdict] for f in findings])
 
 
-COLOURS = {"pass": "green", "fail": "red", "planned": "cyan"}
+COLOURS = {"pass": "green", "fail": "red"}
 
 
 async def _console(fleet: Fleet, ended: Ending, for_s: float | None) -> int:
     from tui.cli.common import Scope
     from tui.cli.console import run_app
+    from tui.client import attach, attach_entry
     from tui.launch import ConsoleNode
-    from tui.several import attach_several
 
     scope = Scope(fleet.home, None, None, None, False, {"attach": None, "read_only": False})
     seat = next((n for n in fleet.nodes if n.kind == "console" and n.entry), None)
     own = None if seat else ConsoleNode(fleet.home, fleet.plan[0][0])
 
     async def connect() -> Any:
+        """A client of the console's seat; of any other node of the fleet once that one is gone."""
         if own is not None:
-            client = await own.connect()
-            assert client.entry is not None
-            await client.close()
-            return await attach_several(fleet.home, client.entry)
+            return await own.connect()
         assert seat is not None and seat.entry is not None
-        return await attach_several(fleet.home, seat.entry)
+        if seat.running():
+            return await attach_entry(fleet.home, seat.entry)
+        return await attach(fleet.home)
 
     try:
         await ended.unless(run_app(scope, connect, ""), for_s)

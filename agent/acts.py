@@ -56,6 +56,9 @@ class Acts:
                 return await self._admin(op, by)
             case "update":
                 return await self._update(op, by)
+            case "rotate_key":
+                reason = self._node.keys.rotate(op.retire_ms, by, op.op_id)
+                return Applied("accepted", self.state.word, reason)
         raise Refused("unsupported", f"{op.verb} is not in this build of {self._node.name}")
 
     def _kill(self, op: Op, by: str) -> Applied:

@@ -52,10 +52,11 @@ def run(settings: Settings, home: Home) -> int:
 def check_self(settings: Settings, home: Home) -> int:
     """Whether the code on disk starts with these settings: everything imported, keys and state readable."""
     from agent import freshness
-    from agent.home import read_secret
+    from agent.events import wall_ms
+    from agent.keyring import KeyFile
     from agent.node import Node
 
-    read_secret(home.mesh_key_file(settings.mesh), f"key of mesh {settings.mesh}")
+    KeyFile(home.mesh_key_file(settings.mesh), settings.mesh).read(wall_ms())
     Node(settings, home)
     click.echo(freshness.fingerprint())
     return 0

@@ -134,10 +134,15 @@ def _host(value: Any) -> str:
 
 def _backbone(value: Any) -> str:
     text = _text(value)
-    scheme, sep, rest = text.partition("://")
+    scheme, sep, _ = text.partition("://")
     if sep and scheme not in ("nats", "tls"):
         raise ValueError("not a backbone; use HOST:PORT or nats://HOST:PORT")
-    host_port(rest.rpartition("@")[2].rstrip("/") if sep else text, 4222 if sep else None)
+    if sep:
+        from discovery.backbone.buckets import servers_of
+
+        servers_of(text)
+    else:
+        host_port(text)
     return text
 
 
@@ -237,7 +242,7 @@ AGENT_OPTIONS: tuple[Option, ...] = (
     Option(
         "backbone",
         _backbone,
-        "Where meshes find each other: HOST:PORT or nats://…. Planned: this build only checks it.",
+        "Where meshes find each other: a gateway or console of any as HOST:PORT, or nats://HOST:PORT[,…].",
         many=True,
         metavar="ADDR",
     ),
@@ -290,6 +295,8 @@ CLIENT_OPTIONS: tuple[Option, ...] = (
     Option("read_only", _truth, "Make no op.", False, flag=True),
     Option("timeout", duration_ms, "How long an op may take.", 30_000, metavar="DURATION"),
     Option("deadline", duration_ms, "How long a drain or a maintenance may take.", metavar="DURATION"),
+    Option("ttl", duration_ms, "How long an invitation is good.", 600_000, metavar="DURATION"),
+    Option("retire", duration_ms, "How long a rotated key still opens.", 3_600_000, metavar="DURATION"),
     Option("json", _truth, "One JSON document on stdout; everything for people on stderr.", False, flag=True),
     Option("yes", _truth, "Don't ask.", False, flag=True),
     Option("dry_run", _truth, "Show the blast radius; send nothing.", False, flag=True),

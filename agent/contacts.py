@@ -1,7 +1,8 @@
 """The SSH links of one node to the members of its mesh: sentinels, push/pull, and calls to any member.
 
 A link is opened by whoever needs it first and used by both ends. Sentinel links are kept open so that the death of a
-process is noticed when its connections close; other links are closed after a minute without use.
+process is noticed when its connections close, and one link to a gateway so that this node can be reached back where
+nobody can dial it; other links are closed after a minute without use.
 """
 
 from __future__ import annotations
@@ -11,21 +12,31 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from discovery.errors import QuarterdeckError, Refused, Unreachable
+from agent.openlinks import IDLE_CLOSE_S, OpenLinks
+from agent.racing import dial_any
+from discovery.errors import QuarterdeckError, Refused
 from discovery.identity import Identity
-from discovery.links import Handler, Link, dial
+from discovery.links import Handler, Link
 from discovery.member import Addr, Member
 from discovery.pool import Pool
 
 DIAL_TIMEOUT_S = 3.0
 PUSH_PULL_TIMEOUT_S = 10.0
-IDLE_CLOSE_S = 60.0
 SENTINEL_JITTER_S = 0.5
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 30.0
 GOODBYE_TIMEOUT_S = 0.25
+
+__all__ = ["DIAL_TIMEOUT_S", "IDLE_CLOSE_S", "Contacts"]
+
+
+class Rings(Protocol):
+    """The key ring of this node, as far as push/pull goes."""
+
+    def note(self) -> Any: ...
+    def heard(self, node: int, note: Any, *, act: bool = False) -> None: ...
 
 
 class Contacts:
@@ -37,41 +48,50 @@ class Contacts:
         identity: Identity,
         methods: Mapping[str, Handler],
         usable_addrs: Callable[[Member], list[Addr]],
+        *,
+        username: str = "member",
     ) -> None:
         self._pool = pool
         self._identity = identity
         self._methods = methods
         self._usable_addrs = usable_addrs
-        self._links: dict[int, list[Link]] = {}
-        self._used: dict[Link, float] = {}
+        self._username = username
+        self.rings: Rings | None = None
+        self.exchanged: Callable[[], None] = lambda: None
+        """Called when a push/pull that this node asked for is done."""
+        """Told of each push/pull which key ring the other end has."""
+        self._links = OpenLinks()
         self._dialling: dict[int, asyncio.Task[Link]] = {}
         self._wanted: dict[int, asyncio.Task[None]] = {}
+        self._gateways: tuple[int, ...] = ()
+        self._gateways_changed = asyncio.Event()
+        self._gateway: int | None = None
+        self._keeping_gateway: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
 
     @property
     def counts(self) -> dict[str, int]:
         """How many links are open and how many of them are wanted as sentinels."""
-        return {"links": sum(len(links) for links in self._links.values()), "sentinels": len(self._wanted)}
+        return {"links": len(self._links), "sentinels": len(self._wanted)}
+
+    @property
+    def gateway(self) -> int | None:
+        """The gateway to which a link is kept so that this node can be reached back, if there is one."""
+        return self._gateway
 
     def adopt(self, link: Link) -> None:
         """Takes in a link whose other end is a member: proof that it lives, and a way to call it."""
         node = link.login.node
         if node is None:
             return
-        self._links.setdefault(node, []).append(link)
-        self._used[link] = time.monotonic()
-        link.on_close(lambda: self._closed(node, link))
-        self._pool.swim.link_answered(node, time.monotonic())
-        self._pool.flush()
+        self._links.add(node, link)
+        link.on_close(lambda: self._closed(node))
+        self.answered(node)
 
     def open_to(self, node: int) -> Link | None:
         """An open link to that member, whoever dialled it, or None."""
-        for link in self._links.get(node, ()):
-            if not link.closed:
-                self._used[link] = time.monotonic()
-                return link
-        return None
+        return self._links.to(node)
 
     async def link_to(self, member: Member) -> Link:
         """An open link to a member: one that is there, or a new one. Unreachable says what was tried."""
@@ -86,17 +106,23 @@ class Contacts:
 
     async def call(self, member: Member, method: str, params: Any, timeout_s: float) -> Any:
         """Calls a member; a proof of life when it answers, with a result or a refusal."""
-        link = await self.link_to(member)
+        return await self.ask(member.id, await self.link_to(member), method, params, timeout_s)
+
+    async def ask(self, node: int, link: Link, method: str, params: Any, timeout_s: float) -> Any:
+        """The same over a link that is there. A link that gives no answer is not used for anything new; what else
+        is under way on it goes on."""
         try:
-            answer = await link.call(method, params, timeout_s)
+            answer = await self._links.ask(link, method, params, timeout_s)
         except Refused:
-            self._answered(member.id)
+            self.answered(node)
             raise
-        except Unreachable:
-            link.abort()  # what gives no answer now is dialled anew next time, not waited for again
-            raise
-        self._answered(member.id)
+        self.answered(node)
         return answer
+
+    def answered(self, node: int) -> None:
+        """That member has answered over a link that proved its key: it lives."""
+        self._pool.swim.link_answered(node, time.monotonic())
+        self._pool.flush()
 
     def keep(self, nodes: tuple[int, ...]) -> None:
         """Makes exactly these the sentinels: opens what is missing with jitter, lets go of the others."""
@@ -106,6 +132,16 @@ class Contacts:
             if node not in self._wanted and not self._closing:
                 self._wanted[node] = asyncio.create_task(self._keep_one(node))
 
+    def keep_gateway(self, nodes: tuple[int, ...]) -> None:
+        """Keeps a link open to one of these gateways: the first that can be dialled, the next when it goes. With
+        none, lets go of the one there was. Call it with the present gateways whenever they change."""
+        if nodes == self._gateways or self._closing:
+            return
+        self._gateways = nodes
+        self._gateways_changed.set()
+        if self._keeping_gateway is None:
+            self._keeping_gateway = asyncio.create_task(self._keep_a_gateway())
+
     def push_pull(self, node: int) -> None:
         """Exchanges what both ends know with one member, in the background."""
         member = self._pool.swim.members.get(node)
@@ -114,9 +150,10 @@ class Contacts:
 
     async def goodbye(self, body: bytes) -> None:
         """Hands the goodbye over every open link; waits at most 250 ms for the answers."""
-        links = [link for links in self._links.values() for link in links if not link.closed]
         calls = [
-            asyncio.create_task(link.call("gossip", {"body": body}, GOODBYE_TIMEOUT_S)) for link in links
+            asyncio.create_task(link.call("gossip", {"body": body}, GOODBYE_TIMEOUT_S))
+            for link in self._links.all
+            if not link.closed
         ]
         if calls:
             await asyncio.wait(calls, timeout=GOODBYE_TIMEOUT_S)
@@ -125,51 +162,43 @@ class Contacts:
             await asyncio.gather(*calls, return_exceptions=True)
 
     def close_idle(self) -> None:
-        """Closes links that nobody used for a minute and that are no sentinels. Only the dialling end closes."""
-        now = time.monotonic()
-        for node, links in list(self._links.items()):
-            if node in self._wanted:
-                continue
-            for link in links:
-                if link.dialled and now - max(self._used.get(link, now), link.last_answer) > IDLE_CLOSE_S:
-                    self._spawn(link.close())
+        """Closes links that nobody used for a minute and that are not kept, which only the dialling end does; and
+        any that gave no answer and has nothing under way."""
+        for node, link in self._links.idle(time.monotonic()):
+            kept = node in self._wanted or node == self._gateway
+            if self._links.doubted(link) or (link.dialled and not kept):
+                self._spawn(link.close())
 
     async def close(self) -> None:
         """Closes every link and ends every task."""
         self._closing = True
-        for task in (*self._wanted.values(), *self._dialling.values(), *self._tasks):
+        keeping = [self._keeping_gateway] if self._keeping_gateway is not None else []
+        for task in (*self._wanted.values(), *self._dialling.values(), *keeping, *self._tasks):
             task.cancel()
-        links = [link for links in self._links.values() for link in links]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                await asyncio.gather(*(link.close() for link in links), return_exceptions=True)
+                await asyncio.gather(*(link.close() for link in self._links.all), return_exceptions=True)
 
     async def _dial(self, member: Member) -> Link:
-        why: QuarterdeckError = Unreachable(
-            f"{member.record.name}: has no address that can be dialled from here"
-        )
-        for addr in self._usable_addrs(member):
-            try:
-                link = await dial(
-                    addr,
-                    identity=self._identity,
-                    username="member",
-                    expect_pub=member.record.pub,
-                    methods=self._methods,
-                    timeout_s=DIAL_TIMEOUT_S,
-                )
-            except QuarterdeckError as error:
-                why = error
-                continue
-            self._pool.swim.link_opened(member.id, addr, time.monotonic())
-            self.adopt(link)
-            return link
-        if isinstance(why, Refused) and why.code == "login":
-            self._pool.swim.greet(
-                member.id, time.monotonic()
-            )  # it does not know us yet: introduce ourselves first
-            self._pool.flush()
-        raise why
+        try:
+            link, addr = await dial_any(
+                self._usable_addrs(member),
+                who=member.record.name,
+                identity=self._identity,
+                username=self._username,
+                expect_pub=member.record.pub,
+                methods=self._methods,
+                timeout_s=DIAL_TIMEOUT_S,
+            )
+        except Refused as why:
+            if why.code == "login":
+                # it does not know us yet: introduce ourselves first
+                self._pool.swim.greet(member.id, time.monotonic())
+                self._pool.flush()
+            raise
+        self._pool.swim.link_opened(member.id, addr, time.monotonic())
+        self.adopt(link)
+        return link
 
     async def _keep_one(self, node: int) -> None:
         await asyncio.sleep(random.uniform(0, SENTINEL_JITTER_S))
@@ -188,30 +217,67 @@ class Contacts:
             await link.wait_closed()
             await asyncio.sleep(random.uniform(0.2, 1.0))
 
+    async def _keep_a_gateway(self) -> None:
+        """One link at a time: the new one is there before the old one may be closed as idle."""
+        retry_s = RETRY_FIRST_S
+        while True:
+            await asyncio.sleep(random.uniform(0, SENTINEL_JITTER_S))
+            self._gateways_changed.clear()
+            link = await self._first_gateway()
+            if link is None:
+                self._gateway = None
+                wait_s = retry_s * random.uniform(0.75, 1.25) if self._gateways else None
+                retry_s = min(RETRY_MAX_S, retry_s * 2)
+            else:
+                retry_s, wait_s = RETRY_FIRST_S, None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._gateway_news(link)
+
+    async def _first_gateway(self) -> Link | None:
+        for node in self._gateways:
+            member = self._pool.swim.members.get(node)
+            if member is None or not member.present:
+                continue
+            try:
+                link = await self.link_to(member)
+            except QuarterdeckError:
+                continue
+            self._gateway = node
+            return link
+        return None
+
+    async def _gateway_news(self, link: Link | None) -> None:
+        """Returns when the gateways have changed, or this link has closed."""
+        news = asyncio.Event()
+        if link is not None:
+            link.on_close(news.set)
+        waits = [asyncio.create_task(event.wait()) for event in (news, self._gateways_changed)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
     async def _push_pull(self, member: Member) -> None:
         swim = self._pool.swim
         try:
             request = swim.push_pull_request(time.monotonic())
-            answer = await self.call(member, "push_pull", {"body": request}, PUSH_PULL_TIMEOUT_S)
+            note = self.rings.note() if self.rings is not None else None
+            params = {"body": request, "ring": note}
+            answer = await self.call(member, "push_pull", params, PUSH_PULL_TIMEOUT_S)
             swim.push_pull_merge(answer["body"], member.id, time.monotonic())
+            self.exchanged()
+            if self.rings is not None:
+                self.rings.heard(member.id, answer.get("ring"), act=True)
         except (QuarterdeckError, KeyError, TypeError):
             self._pool.counters["push_pull_failed"] += 1
         self._pool.flush()
 
-    def _answered(self, node: int) -> None:
-        self._pool.swim.link_answered(node, time.monotonic())
-        self._pool.flush()
-
-    def _closed(self, node: int, link: Link) -> None:
-        links = self._links.get(node, [])
-        with contextlib.suppress(ValueError):
-            links.remove(link)
-        self._used.pop(link, None)
-        if not links:
-            self._links.pop(node, None)
-            if not self._closing:
-                self._pool.swim.link_closed(node, time.monotonic())
-                self._pool.flush()
+    def _closed(self, node: int) -> None:
+        if not self._links.any_to(node) and not self._closing:
+            self._pool.swim.link_closed(node, time.monotonic())
+            self._pool.flush()
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)

@@ -4,8 +4,9 @@ Layout below a home directory::
 
     config/config.toml  config/authorized_operators
     config/operator_ed25519(.pub)  config/client_ed25519(.pub)  config/backbone.key
-    config/meshes/<mesh>/mesh.key            32 bytes, base64
+    config/meshes/<mesh>/mesh.key            32 bytes, base64; more of them once it was rotated (`agent.keyring`)
     config/meshes/<mesh>/identity_ed25519    the mesh's own key
+    config/meshes/<mesh>/seeds               HOST:PORT a line, where its members may be met
     state/<mesh>/<node>/identity_ed25519, journal.db, agent.log, lock
     run/<mesh>.<name>.json
 """
@@ -79,6 +80,9 @@ class Home:
 
     def mesh_identity_file(self, mesh: str) -> Path:
         return self.mesh_dir(mesh) / "identity_ed25519"
+
+    def mesh_seeds_file(self, mesh: str) -> Path:
+        return self.mesh_dir(mesh) / "seeds"
 
     def meshes(self) -> list[str]:
         """The meshes this home holds a key for, by name."""

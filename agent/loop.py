@@ -1,9 +1,9 @@
 """The one event loop of a node: everything that moves its state comes through here, in one order.
 
-One bounded queue, one timer. At a tick: fold Tick, poll the probes, reconcile and write back, hand out the
-actions, publish the snapshot, then at most 32 queued events; between ticks events are folded as they arrive.
-A late tick delays the next one: none is skipped, none comes twice. Whatever a probe, a callback or the
-recording raises becomes a failure record; nothing but `Shutdown` ends the loop.
+One bounded queue, one timer. At a tick: fold Tick, poll the probes and the scorer, reconcile and write back,
+hand out the actions, publish the snapshot, then at most 32 queued events; between ticks events are folded as
+they arrive. A late tick delays the next one: none is skipped, none comes twice. Whatever a probe, a callback or
+the recording raises becomes a failure record; nothing but `Shutdown` ends the loop.
 
 The engine (agent.meshos) reads no clock: each event is stamped here, once, when it is taken.
 """
@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from agent.meshos.actions import Action
 from agent.meshos.config import MeshOsConfig
+from agent.meshos.controls import DaemonControl
 from agent.meshos.events import (
     ActionOutcome,
     Event,
@@ -28,8 +29,10 @@ from agent.meshos.events import (
     LocalFailure,
     NodeHealth,
     RttSample,
+    Scores,
     Shutdown,
     Tick,
+    by_id,
 )
 from agent.meshos.own import OwnLife, Transition
 from agent.meshos.reconcile import ARMS, Arm, run_pass
@@ -42,6 +45,10 @@ RttProbe = Callable[[], Iterable[tuple[Id, float]]]
 """(peer, round trip in ms), at best only what is new since the last poll."""
 HealthProbe = Callable[[], Iterable[tuple[Id, Health, str]]]
 """(peer, health, reason or "")."""
+EventProbe = Callable[[], Iterable[Event]]
+"""Events of any kind, to be folded within the tick that polls it."""
+Scorer = Callable[[Id], Mapping[Id, float | None]]
+"""Chain → how good a holder of it each node would be, 0 to 1; nodes that may not take it are left out."""
 REPEATED_FAILURE_MS = 30_000
 """What keeps failing for the same reason is recorded anew only after this long; each time is counted."""
 
@@ -60,7 +67,7 @@ Item = tuple[Event, Answer | None]
 
 class MeshLoop:
     """Owns a `MeshOsState`. `on_transition` hears of each own move once, at once; `on_action` takes each
-    action and says False when it has no room for it."""
+    action and says False when it has no room for it; `on_control` hears what daemons are to be told."""
 
     def __init__(
         self,
@@ -70,6 +77,7 @@ class MeshLoop:
         on_transition: Callable[[Transition], None],
         on_action: Callable[[Action], bool | None],
         on_snapshot: Callable[[Snapshot], None] | None = None,
+        on_control: Callable[[DaemonControl], None] | None = None,
         recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
         arms: tuple[Arm, ...] = ARMS,
@@ -79,6 +87,7 @@ class MeshLoop:
         self._on_transition = on_transition
         self._on_action = on_action
         self._on_snapshot = on_snapshot
+        self._on_control = on_control
         self._recorder = recorder
         self._clock = clock
         self._arms = arms
@@ -89,6 +98,14 @@ class MeshLoop:
         self._waiting: deque[tuple[Item, asyncio.Future[None]]] = deque()
         self._rtt_probes: dict[str, RttProbe] = {}
         self._health_probes: dict[str, HealthProbe] = {}
+        self._event_probes: dict[str, EventProbe] = {}
+        self._scorer: Scorer | None = None
+        self._scored: dict[Id, int] = {}
+        """Chain → when its scores were asked for last; the oldest first."""
+        self._polled: list[Event] = []
+        """What is folded within the tick under way, to be recorded behind it."""
+        self._polling = False
+        self._more_stats: list[Callable[[], Mapping[str, int]]] = []
         self._failing: dict[tuple[str, str], tuple[str, int]] = {}
         self._last_ms = 0
         self._next_tick = clock() + self.config.tick_interval_ms / 1000
@@ -112,7 +129,14 @@ class MeshLoop:
 
     def stats(self) -> dict[str, int]:
         """What was counted since the start."""
-        return self.state.counts.as_dict() | self._counts | {"queued": len(self._queue)}
+        stats = self.state.counts.as_dict() | self._counts | {"queued": len(self._queue)}
+        for more in self._more_stats:
+            stats |= more()
+        return stats
+
+    def add_stats(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Shows these counts among the loop's own."""
+        self._more_stats.append(counts)
 
     def document(self, show: Callable[[Id], Any] = lambda key: key) -> dict[str, Any]:
         """The snapshot with ages as of now and the loop's own counts, in the keys of `qd node`."""
@@ -133,7 +157,7 @@ class MeshLoop:
 
     def try_publish(self, event: Event) -> bool:
         """Queues an event if there is room now; False when it was dropped, which is counted and told."""
-        if self.closed or not (self._has_room() or isinstance(event, Shutdown)):
+        if self.closed or not (self.has_room() or isinstance(event, Shutdown)):
             self._counts["events_dropped"] += 1
             return False
         self._put((event, None))
@@ -148,7 +172,8 @@ class MeshLoop:
         finally:
             answer.cancel()
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Whether an event would be taken now."""
         return not self._waiting and len(self._queue) < self.config.event_queue_capacity
 
     def _put(self, item: Item) -> None:
@@ -158,7 +183,7 @@ class MeshLoop:
     async def _offer(self, item: Item, timeout_s: float | None) -> None:
         if self.closed:
             raise LoopClosed("the node's loop has ended")
-        if self._has_room() or isinstance(item[0], Shutdown):
+        if self.has_room() or isinstance(item[0], Shutdown):
             self._put(item)
             return
         loop = asyncio.get_running_loop()
@@ -186,10 +211,20 @@ class MeshLoop:
         """Polls `probe` from the next tick on, in place of an earlier one of that name."""
         self._health_probes[name] = probe
 
+    def install_event_probe(self, name: str, probe: EventProbe) -> None:
+        """Polls `probe` from the next tick on, in place of an earlier one of that name."""
+        self._event_probes[name] = probe
+
+    def install_scorer(self, scorer: Scorer) -> None:
+        """Asks `scorer` about the chains led here from the next tick on: a few a tick, all of them in turn."""
+        self._scorer = scorer
+        self._scored.clear()
+
     def remove_probe(self, name: str) -> None:
         """Polls the probes of that name no more."""
         self._rtt_probes.pop(name, None)
         self._health_probes.pop(name, None)
+        self._event_probes.pop(name, None)
 
     # -- running ---------------------------------------------------------------------------------------------
 
@@ -217,34 +252,40 @@ class MeshLoop:
         late_ms = max(0, int((now - self._next_tick) * 1000))
         self._next_tick = now + self.config.tick_interval_ms / 1000
         at_ms = self._stamp(now)
-        tick = Tick(late_ms, at_ms=at_ms)
         self._counts["ticks"] += 1
         if late_ms >= self.config.late_tick_ms:
             self._counts["late_ticks"] += 1
-        self._fold(tick)
+        self._polled.clear()
+        self._polling = True
+        self._fold(Tick(late_ms, at_ms=at_ms))
         self._poll(at_ms)
         self._tell_drops(at_ms)
-        self._record(tick)
+        self._polling = False
+        self._record(Tick(late_ms, len(self._polled), at_ms=at_ms))
+        for event in self._polled:
+            self._record(event)
         for action in self._reconcile(at_ms):
             self._hand_out(action, at_ms)
         self._show()
         self._fold_queued()
-        if self._recorder is not None:
-            self._recorder.flush()
 
     def _fold_queued(self) -> None:
         for _ in range(min(len(self._queue), self.config.events_per_tick)):
             event, answer = self._queue.popleft()
-            stamped = msgspec.structs.replace(event, at_ms=self._stamp(self._clock()))
-            self._record(stamped)
-            move = self._fold(stamped)
+            move = None
             self._counts["events"] += 1
+            if not isinstance(event, Tick):  # time passes by the loop's own ticks alone
+                stamped = msgspec.structs.replace(event, at_ms=self._stamp(self._clock()))
+                self._record(stamped)
+                move = self._fold(stamped)
             if answer is not None and not answer.done():
                 answer.set_result(move)
             if isinstance(event, Shutdown):
                 self._ending = True
-                return
+                break
             self._admit_waiting()
+        if self._recorder is not None:
+            self._recorder.flush()
 
     def _admit_waiting(self) -> None:
         while self._waiting and len(self._queue) < self.config.event_queue_capacity:
@@ -264,33 +305,74 @@ class MeshLoop:
         if move is not None:
             self._show()
             self._call("on_transition", self._on_transition, move)
+        controls = self.state.controls
+        while controls:
+            control = controls.popleft()
+            if self._on_control is not None:
+                self._call("on_control", self._on_control, control)
         return move
 
     def _poll(self, at_ms: int) -> None:
         """Folds what the probes say, but for what repeats a recent sample: an idle mesh costs little."""
-        state, refresh_ms = self.state, self.config.probe_refresh_ms
+        state, fresh_ms = self.state, at_ms - self.config.probe_refresh_ms
         for name, rtt_probe in tuple(self._rtt_probes.items()):
             try:
+                rtts = state.rtt
                 for peer, rtt_ms in rtt_probe():
-                    known = state.rtt.get(peer)
-                    if known and known.rtt_ms == rtt_ms and at_ms - known.at_ms < refresh_ms:
-                        continue
-                    self._take_sample(RttSample(peer, float(rtt_ms), at_ms=at_ms))
+                    known = rtts.get(peer)
+                    if known is None or known.rtt_ms != rtt_ms or known.at_ms <= fresh_ms:
+                        self._take_sample(RttSample(peer, float(rtt_ms), at_ms=at_ms))
             except Exception as why:
                 self._probe_failed(name, why, at_ms)
         for name, health_probe in tuple(self._health_probes.items()):
             try:
+                healths = state.health
                 for peer, health, reason in health_probe():
-                    held = state.health.get(peer)
-                    same = held and held.health == health and held.reason == reason
-                    if same and held and at_ms - held.at_ms < refresh_ms:
-                        continue
-                    self._take_sample(NodeHealth(peer, Health(health), reason, at_ms=at_ms))
+                    held = healths.get(peer)
+                    if (
+                        held is None
+                        or held.health != health
+                        or held.reason != reason
+                        or held.at_ms <= fresh_ms
+                    ):
+                        self._take_sample(NodeHealth(peer, Health(health), reason, at_ms=at_ms))
             except Exception as why:
                 self._probe_failed(name, why, at_ms)
+        for name, event_probe in tuple(self._event_probes.items()):
+            try:
+                for event in event_probe():
+                    self._take_sample(msgspec.structs.replace(event, at_ms=at_ms))
+            except Exception as why:
+                self._probe_failed(name, why, at_ms)
+        if self._scorer is not None:
+            self._score(self._scorer, at_ms)
 
-    def _take_sample(self, event: RttSample | NodeHealth) -> None:
-        self._record(event)
+    def _score(self, scorer: Scorer, at_ms: int) -> None:
+        """Asks about chains led here: those never asked about, then those asked about longest ago."""
+        led, scored = self.state.led, self._scored
+        budget, old_ms = self.config.scored_chains_per_tick, at_ms - self.config.score_refresh_ms
+        chains: list[Id] = []
+        if len(scored) < len(led) or not scored.keys() <= led:
+            for gone in scored.keys() - led:
+                del scored[gone]
+            chains = sorted(led - scored.keys(), key=by_id)[:budget]
+        for chain, asked_ms in scored.items():
+            if len(chains) >= budget or asked_ms > old_ms:
+                break
+            chains.append(chain)
+        for chain in chains:
+            scored.pop(chain, None)
+            scored[chain] = at_ms
+            try:
+                scores = {str(node): value for node, value in scorer(chain).items()}
+                if scores != self.state.scores.get(str(chain), {}):
+                    self._take_sample(Scores(chain, scores, at_ms=at_ms))
+            except Exception as why:
+                self._probe_failed("scorer", why, at_ms)
+                return
+
+    def _take_sample(self, event: Event) -> None:
+        self._polled.append(event)
         self._fold(event)
 
     def _probe_failed(self, name: str, why: Exception, at_ms: int) -> None:
@@ -304,7 +386,10 @@ class MeshLoop:
             return
         self._failing[source, target] = (reason, at_ms)
         event = LocalFailure(source, target, reason, at_ms=at_ms)
-        self._record(event)
+        if self._polling:
+            self._polled.append(event)
+        else:
+            self._record(event)
         fold(self.state, event)
 
     def _tell_drops(self, at_ms: int) -> None:

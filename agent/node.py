@@ -25,14 +25,16 @@ import msgspec
 import psutil
 
 from agent import addresses, freshness
-from agent.acts import Acts
+from agent.acts import UPDATE_DEADLINE_MS, Acts
+from agent.admitting import admission_of, key_file, rotation_of
 from agent.chain.store import LAST_PORT, OVERRIDE, Journal
 from agent.config import Settings
 from agent.contacts import Contacts
 from agent.control import Control
 from agent.events import EventLog, LineWriter, wall_ms
-from agent.home import Home, RunEntry, make_identity, read_identity, read_secret, write_private
+from agent.home import Home, RunEntry, make_identity, read_identity, write_private
 from agent.loop import LoopClosed, MeshLoop, QueueFull
+from agent.meshes import Meshes
 from agent.meshos.actions import Action
 from agent.meshos.config import MeshOsConfig
 from agent.meshos.events import ActionOutcome, Admin, AdminOp, Alone, Health, Leaving, SelfHealth, Started
@@ -41,7 +43,9 @@ from agent.meshos.events import Synced as EngineSynced
 from agent.meshos.own import Transition
 from agent.operators import Operators
 from agent.pages import Pages
+from agent.reach import Reach
 from agent.recorder import Recorder
+from agent.relay import RELAYING_KINDS, Relay
 from agent.seeds import Seeds
 from agent.service import Service
 from agent.view import HISTORY_PERIOD_S
@@ -51,9 +55,10 @@ from discovery.identity import default_name, id_text, node_id, openssh_blob, ope
 from discovery.lifecycle import Evidence, State
 from discovery.links import Link, Listener, Login
 from discovery.links.limits import Role
-from discovery.member import Addr, Member, Record, Vitals, addr_text
-from discovery.pool import Pool, bind_pair
-from discovery.seal import Keyring, Opener, Sealer
+from discovery.member import Addr, Member, Record, Vitals, addr_text, unmet
+from discovery.pool import Pool
+from discovery.port import Port, bind_pair
+from discovery.seal import Opener, Sealer
 from discovery.sshkey import fingerprint
 from discovery.swim import Swim, SwimConfig
 from discovery.swim.effects import (
@@ -135,7 +140,7 @@ class Node:
     async def _start(self) -> None:
         settings, home = self.settings, self.home
         self.build = freshness.at_start()
-        mesh_key = read_secret(home.mesh_key_file(settings.mesh), f"key of mesh {settings.mesh}")
+        kept_keys = key_file(self).read(wall_ms())
         self._step("keys")
         self._open_state()
         self._step("journal")
@@ -145,7 +150,7 @@ class Node:
         self.local_addr = addresses.local_address(settings.bind, port)
         self._step("sockets")
 
-        start_ms = self.journal.next_start_ms(wall_ms())
+        start_ms = self.start_ms = self.journal.next_start_ms(wall_ms())
         record = Record(
             pub=self.identity.pub,
             mesh=settings.mesh,
@@ -172,20 +177,45 @@ class Node:
         )
         self._open_log()
         self.pages = Pages(self)
-        keyring = Keyring([mesh_key])
+        self.keys = rotation_of(self, kept_keys)
+        keyring = self.keys.keyring()
+        self.port = Port(udp, on_incompatible=self.on_incompatible)
         self.pool = Pool(
             self.swim,
             Sealer(keyring, f"mesh/{settings.mesh}", self.identity.id, start_ms, os.urandom(8)),
             Opener(keyring, f"mesh/{settings.mesh}"),
-            udp,
+            self.port,
             on_effect=self._on_effect,
             on_persist=self._persist_incarnation,
-            on_incompatible=self._on_incompatible,
         )
+        self.keys.bind(self.pool)
+        self.admission = admission_of(self)
         self.seeds = Seeds(self)
+        self.meshes = Meshes(self)
+        self.relay = Relay(
+            name=self.name,
+            mesh=settings.mesh,
+            find=lambda node: self.swim.members.get(node) or self.meshes.find(node),
+            usable_addrs=self.usable_addrs,
+            may_relay=lambda: settings.kind in RELAYING_KINDS,
+            held=lambda node: self.contacts.open_to(node),
+            take=lambda sock, addr: self.listener.take(sock, addr),
+        )
         self.service = Service(self)
-        methods = self.service.methods()
+        methods = self.methods = self.service.methods()
         self.contacts = Contacts(self.pool, self.identity, methods, self.usable_addrs)
+        self.contacts.exchanged = self.meshes.synced
+        self.reach = Reach(
+            me=self.identity.id,
+            mesh=settings.mesh,
+            identity=self.identity,
+            mesh_identity=lambda: self.meshes.identity,
+            contacts=self.contacts,
+            usable_addrs=self.usable_addrs,
+            relays=self.meshes.relays,
+            methods=methods,
+        )
+        self.contacts.rings = self.keys
         self.operators = Operators(home.operators_file)
         self._client_pub = self._read_client_pub()
         self.control = Control(
@@ -208,11 +238,13 @@ class Node:
         self._write_run_file()
         await self._start_engine()
         self.pool.start()
+        self.meshes.start()
         self.seeds.start()
         self._step("gossip")
         self.vitals = VitalsSampler(self._on_vitals, home.state)
         self.vitals.start()
         self.spawn(self._housekeeping())
+        self.spawn(self.keys.run())
         if settings.stdin_goodbye:
             self._watch_stdin()
         self.events.emit("node.ready", steps=self._steps, addr=addr_text(self.local_addr), build=self.build)
@@ -364,6 +396,8 @@ class Node:
                 self._synced()
             case LeaveDone():
                 self._left.set()
+        if isinstance(effect, Joined | Changed | Evicted):
+            self.meshes.members_changed()
         self.service.changed()
 
     def _tell_if_stale(self, member: Member) -> None:
@@ -386,13 +420,14 @@ class Node:
         try:
             self.journal.set_incarnation(incarnation)
         except Refused as why:
-            self._journal_refused(why)
+            self.journal_refused(why)
 
-    def _journal_refused(self, why: Refused) -> None:
+    def journal_refused(self, why: Refused) -> None:
+        """Counts and tells that something could not be made durable."""
         self.pool.counters[why.code] += 1
         self.events.emit("journal.refused", reason=why.sentence)
 
-    def _on_incompatible(self, addr: Addr, theirs: int, ours: int) -> None:
+    def on_incompatible(self, addr: Addr, theirs: int, ours: int) -> None:
         """Tells of a peer that speaks another wire version, at most once a minute an address."""
         now = time.monotonic()
         if now - self._incompatible_at.get(addr[0], -INCOMPATIBLE_EVERY_S) < INCOMPATIBLE_EVERY_S:
@@ -420,20 +455,31 @@ class Node:
             return member.record.name
         if tombstone := self.swim.tombstones.get(node):
             return tombstone.name
+        if remote := self.meshes.directory.find(node):
+            return remote.record.name
         return id_text(node)
 
     def target(self, text: str) -> Member | None:
-        """The member with this id (16 hex digits), None for this node itself; Refused when it is unknown or gone."""
+        """The node with this id (16 hex digits), of any mesh in view, or started by this home; None for this node
+        itself; Refused when it is unknown or gone."""
         try:
             node = int(text, 16)
         except ValueError as why:
             raise Refused("unknown", f"{text[:40]!r}: not a node id") from why
         if node == self.identity.id:
             return None
-        member = self.swim.members.get(node)
+        member = self.swim.members.get(node) or self.meshes.find(node) or self._started(text)
         if member is None:
             raise self.pages.gone(node) or Refused("unknown", f"{text[:40]}: not known to {self.name}")
         return member
+
+    def _started(self, text: str) -> Member | None:
+        """A running node of this home that gossip doesn't know (yet), as its run file tells of it."""
+        entry = next((e for e in self.home.running() if e.id == text), None)
+        if entry is None:
+            return None
+        pub = base64.b64decode(entry.pub)
+        return unmet(pub, entry.mesh, entry.name, entry.kind, [entry.host_port], addresses.host_mark())
 
     # --- logins
 
@@ -452,11 +498,23 @@ class Node:
             if operator is not None:
                 role = cast("Role", operator.role)
                 return Login("op", None, pub, print_, role, key_line, operator.verify_required)
+        elif username == "join" and pub is not None and self.admission.admits(pub, peer):
+            return Login("join", None, pub, print_, None, key_line)
+        elif username == "mesh" and pub is not None:
+            listed = self.meshes.listed.role_of(key_line, pub, peer[0], wall_ms())
+            if listed is not None:
+                return Login("mesh", None, pub, print_, listed, key_line)
+        elif username == "backbone" and pub is not None:
+            member = self.meshes.backbone.member(node_id(pub))
+            if member is not None and member.record.pub == pub:
+                return Login("backbone", member.id, pub, print_, None, key_line)
         return None
 
     def _on_link(self, link: Link) -> None:
         if link.login.kind == "member":
             self.contacts.adopt(link)
+        elif link.login.kind == "backbone":
+            self.meshes.backbone.adopt(link)
 
     def _on_refused_login(self, code: str, addr: Addr, print_: str | None) -> None:
         """Tells of a connection that became no link, at most LOGINS_TOLD_A_MINUTE times; all are counted."""
@@ -548,6 +606,7 @@ class Node:
             changes["deadline_ms"] = left_ms
             self.swim.update_self(time.monotonic(), **changes)
             self.pool.flush()
+            self.meshes.members_changed()
 
     def _keep_override(self) -> None:
         drain = self.loop.life.drain
@@ -558,7 +617,7 @@ class Node:
         try:
             self.journal.set(OVERRIDE, kept, durable=True)
         except Refused as why:
-            self._journal_refused(why)
+            self.journal_refused(why)
 
     def _on_action(self, action: Action) -> bool:
         """What reconcile wants done. In this build that is marking a peer to avoid, which its write-back does."""
@@ -598,6 +657,7 @@ class Node:
         """Alive without anybody else, if the node is still joining."""
         if self.state is State.JOINING and not self.loop.closed:
             self.loop.try_publish(Alone(reason))
+            self.meshes.synced()
 
     def engine_document(self) -> dict[str, Any]:
         """The engine's snapshot with ages as of now, ids shown as names."""
@@ -606,10 +666,13 @@ class Node:
     def counters(self) -> Counter[str]:
         """What was refused or dropped since the start, by code."""
         found: Counter[str] = Counter()
-        for counters in (self.pool.counters, self.swim.counters, self.journal.counters):
+        for counters in (self.port.counters, self.pool.counters, self.swim.counters, self.journal.counters):
             found.update({code: n for code, n in counters.items() if code not in HARMLESS})
+        found.update(self.meshes.counters())
+        found.update(self.relay.counters)
         found.update({c: n for c, n in self.listener.counters.items() if c not in ("accepted", "links")})
         found.update({c: n for c, n in self.control.counters.items() if c.startswith("refused")})
+        found.update(self.admission.counters)
         if self._writer.dropped:
             found["log_dropped"] = self._writer.dropped
         return found
@@ -645,6 +708,7 @@ class Node:
                 for member in (self.swim.me, *self.swim.members.values()):
                     self._tell_if_stale(member)
                 self.contacts.close_idle()
+                self.reach.close_idle()
             if now - remembered_at >= REMEMBER_EVERY_S:
                 remembered_at = now
                 self.seeds.remember()
@@ -674,6 +738,7 @@ class Node:
 
     async def _finish(self, reason: str, by: str | None, op_id: str | None) -> None:
         """Says what is to be said: nothing but the event for an update, else Leaving and the goodbye to everybody."""
+        self.meshes.resign(leaving=reason != "update")
         if reason != "update":
             with contextlib.suppress(QueueFull, LoopClosed):
                 await self.tell(Leaving(reason=reason, by=by, op_id=op_id))
@@ -686,16 +751,18 @@ class Node:
                 self.journal.set_handover(None)  # who leaves in mid-update is not taken up by the next start
         self.journal.flush()
         if reason == "update":
+            self.meshes.backbone.updating(UPDATE_DEADLINE_MS)
             with contextlib.suppress(OSError):
                 write_private(self._kept_events, msgspec.json.encode(self.events.recent(), enc_hook=str))
             return
         self.swim.leave(time.monotonic())
         over_links = asyncio.create_task(self.contacts.goodbye(self.swim.goodbye()))
+        on_backbone = asyncio.create_task(self.meshes.backbone.leave())
         self.pool.flush()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_MAX_S):
                 await self._left.wait()
-        await over_links
+        await asyncio.gather(over_links, on_backbone, return_exceptions=True)
 
     async def _close(self) -> None:
         """Ends every task and closes everything that was opened, in the reverse order."""
@@ -705,9 +772,13 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for name, close in (
             ("vitals", "close"),
+            ("meshes", "close"),
+            ("relay", "close"),
+            ("reach", "close"),
             ("contacts", "close"),
             ("listener", "close"),
             ("pool", "close"),
+            ("port", "close"),
             ("_recorder", "close"),
             ("journal", "close"),
             ("_writer", "close"),

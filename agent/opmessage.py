@@ -22,6 +22,7 @@ VERSION = 1
 MESSAGE_MAX_BYTES = 16 * 1024
 LIFETIME_MAX_MS = 120_000
 DEADLINE_MAX_MS = 7 * 24 * 3600 * 1000
+RETIRE_MIN_MS = 1000
 CHAINS_MAX = 256
 
 ROLES: tuple[str, ...] = ("observe", "operate", "admin")
@@ -85,7 +86,12 @@ class Chains(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chains: Annotated[list[ChainName], Meta(max_length=CHAINS_MAX)]
 
 
-Args = NoArgs | SetState | Deadline | Chains
+class Retire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    retire_ms: Annotated[int, Meta(ge=RETIRE_MIN_MS, le=DEADLINE_MAX_MS)] | None = None
+    """A duration: how long the old key still opens."""
+
+
+Args = NoArgs | SetState | Deadline | Chains | Retire
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ VERBS: dict[str, Verb] = {
     "clear_avoid": Verb("clear_avoid_list", "operate"),
     "drop_replicas": Verb("drop_replicas", "admin", Chains),
     "invalidate_placement": Verb("invalidate_placement", "operate"),
+    "rotate_key": Verb("rotate_key", "admin", Retire),
 }
 """Every verb of the interface. Whether a build can do it is the applier's to say (`unsupported`)."""
 
@@ -134,6 +141,11 @@ class Op:
     def deadline_ms(self) -> int | None:
         """The duration it may take, for those ops that have one."""
         return self.args.deadline_ms if isinstance(self.args, SetState | Deadline) else None
+
+    @property
+    def retire_ms(self) -> int | None:
+        """How long a rotated key still opens, where that was said."""
+        return self.args.retire_ms if isinstance(self.args, Retire) else None
 
     @property
     def chains(self) -> list[str]:
@@ -168,6 +180,7 @@ def build_op(
     lifetime_ms: int = 60_000,
     deadline_ms: int | None = None,
     chains: list[str] | None = None,
+    retire_ms: int | None = None,
 ) -> bytes:
     """The exact bytes to sign. `now_ms` is the target's clock (from its challenge); LocalError on misuse."""
     spec = VERBS.get(verb)
@@ -182,6 +195,10 @@ def build_op(
         if verb not in ("drain", "maintenance_enter"):
             raise LocalError(f"{verb} takes no deadline")
         args["deadline_ms"] = deadline_ms
+    if retire_ms is not None:
+        if spec.args is not Retire:
+            raise LocalError(f"{verb} retires no key")
+        args["retire_ms"] = retire_ms
     if spec.args is Chains:
         args["chains"] = list(chains or [])
     fields = {

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from agent import freshness
 from agent.events import wall_ms
 from agent.view import Row, View, spawned_row
+from discovery.directory import Listing, Remote
 from discovery.errors import Refused
 from discovery.identity import id_text
-from discovery.lifecycle import EVIDENCE_TEXT, Evidence, State
+from discovery.lifecycle import EVIDENCE_TEXT, Evidence
 from discovery.member import Member
 
 if TYPE_CHECKING:
@@ -50,24 +51,45 @@ class Pages:
         members = [swim.me, *sorted(swim.members.values(), key=lambda m: m.record.name)]
         others = sum(m.present for m in swim.members.values())
         build = self.disk_build
-        return [self.view.row(m, now, others=others, disk_build=build) for m in members] + self.spawned()
+        own = [self.view.row(m, now, others=others, disk_build=build) for m in members]
+        return own + self.remote_rows() + self.spawned()
+
+    def remote_rows(self) -> list[Row]:
+        """The nodes of other meshes, by mesh and name."""
+        now, build = time.monotonic(), self.disk_build
+        found = sorted(self._node.meshes.remotes(), key=lambda f: (f[0].mesh, f[1].record.name))
+        return [self._remote_row(listing, member, now, build) for listing, member in found]
+
+    def remote_row(self, node_id: int, now: float) -> Row | None:
+        """The row of one node of another mesh, None when it isn't in view."""
+        member = self._node.meshes.directory.find(node_id)
+        listing = self._node.meshes.directory.listings.get(member.record.mesh) if member is not None else None
+        if member is None or listing is None:
+            return None
+        return self._remote_row(listing, member, now, self.disk_build)
+
+    def _remote_row(self, listing: Listing, member: Remote, now: float, build: str) -> Row:
+        expired_s = max(0.0, now - (listing.expired_at or now)) if listing.expired else None
+        return self.view.remote_row(
+            member, now, silent_s=listing.silent_s(now), expired_s=expired_s, disk_build=build
+        )
 
     def spawned(self) -> list[Row]:
         """Rows of running processes that this home started and that gossip does not know (yet)."""
         from agent.spawn import SpawnRegistry
 
         node = self._node
-        known = {id_text(m.id) for m in (node.swim.me, *node.swim.members.values())}
-        names = {m.record.name for m in (node.swim.me, *node.swim.members.values())}
+        remotes = [member for _, member in node.meshes.remotes()]
+        known = {id_text(m.id) for m in (node.swim.me, *node.swim.members.values(), *remotes)}
+        names = {
+            (m.record.mesh, m.record.name) for m in (node.swim.me, *node.swim.members.values(), *remotes)
+        }
         return [
             spawned_row(
                 entry.id, entry.name, entry.mesh, entry.kind, entry.addr or None, time.time() - entry.start
             )
             for entry in SpawnRegistry(node.home).entries()
-            if entry.mesh == node.settings.mesh
-            and entry.id
-            and entry.id not in known
-            and entry.name not in names
+            if entry.id and entry.id not in known and (entry.mesh, entry.name) not in names
         ]
 
     def member(self, text: str) -> Member:
@@ -75,14 +97,18 @@ class Pages:
         return self._node.target(text) or self._node.swim.me
 
     def page(self, text: str) -> dict[str, Any]:
-        """Everything about one node: its row; its engine's snapshot when it is this very node."""
+        """Everything this node knows about one node: its row; its engine's snapshot when it is this very node."""
         node = self._node
         member = self.member(text)
         now = time.monotonic()
         mine = member.id == node.identity.id
         snapshot = node.engine_document() if mine else {}
+        if isinstance(member, Remote):
+            row = self.remote_row(member.id, now) or {}
+        else:
+            row = self.row(member, now, history=True)
         return {
-            "node": self.row(member, now, history=True),
+            "node": row,
             "daemons": snapshot.get("daemons", []),
             "replicas": snapshot.get("replicas", []),
             "peers": snapshot.get("peers", []),
@@ -99,38 +125,18 @@ class Pages:
             "counters": dict(node.counters()) if mine else {},
         }
 
-    def mesh_row(self) -> dict[str, Any]:
-        """This node's own mesh. Nobody publishes it in this build: the publisher's members are null."""
-        swim = self._node.swim
-        members = [swim.me, *swim.members.values()]
-        states = Counter(m.state.word for m in members)
-        cpu = [m.vitals.cpu for m in members if m.present and m.vitals and m.vitals.cpu is not None]
-        mem = [m.vitals.mem for m in members if m.present and m.vitals and m.vitals.mem is not None]
-        return {
-            "mesh": self._node.settings.mesh,
-            "publisher": {"id": None, "name": None, "addr": None},
-            "epoch": None,
-            "version": None,
-            "expires_in_ms": None,
-            "expired": False,
-            "nodes": {"total": len(members), **{s.word: states.get(s.word, 0) for s in State}},
-            "cpu": round(sum(cpu) / len(cpu) / 1000, 3) if cpu else None,
-            "mem": round(sum(mem) / len(mem) / 1000, 3) if mem else None,
-            "age_ms": 0,
-            "home": True,
-        }
-
     def resolve(self, text: str) -> dict[str, Any]:
         """What a name, an id or a unique prefix of either means here; an exact one wins over a prefix.
 
         Refused: `unknown`, `ambiguous` (with the candidates), `gone` (known only by its tombstone)."""
         node = self._node
-        members = [node.swim.me, *node.swim.members.values()]
+        members: list[Member] = [node.swim.me, *node.swim.members.values()]
+        members += [member for listing, member in node.meshes.remotes() if not listing.expired]
         found = [m for m in members if text in (m.record.name, id_text(m.id))]
         live = [m for m in found if m.present] or found
         if not found:
-            for member_id, tombstone in node.swim.tombstones.items():
-                if text in (tombstone.name, id_text(member_id)) and (why := self.gone(member_id)):
+            for member_id, name in self._departed():
+                if text in (name, id_text(member_id)) and (why := self.gone(member_id)):
                     raise why
             live = [m for m in members if m.record.name.startswith(text) or id_text(m.id).startswith(text)]
         if text and len(live) == 1:
@@ -148,21 +154,29 @@ class Pages:
                 text, [m.record.name if names[m.record.name] == 1 else id_text(m.id) for m in live]
             )
         faded = [
-            (t.at, t.name, member_id)
-            for member_id, t in node.swim.tombstones.items()
-            if t.name.startswith(text) or id_text(member_id).startswith(text)
+            (name, member_id)
+            for member_id, name in self._departed()
+            if name.startswith(text) or id_text(member_id).startswith(text)
         ]
-        if text and len({name for _, name, _ in faded}) > 1:
-            raise _ambiguous(text, [name for _, name, _ in faded])
-        if text and faded and (why := self.gone(max(faded)[2])):
+        if text and len({name for name, _ in faded}) > 1:
+            raise _ambiguous(text, [name for name, _ in faded])
+        if text and faded and (why := self.gone(faded[-1][1])):
             raise why
         raise Refused("unknown", f"{text}: no such node in the view of {node.name}")
+
+    def _departed(self) -> list[tuple[int, str]]:
+        """(id, name) of who is known by a tombstone only, the last to go last."""
+        swim, meshes = self._node.swim, self._node.meshes
+        own = [(t.at, member_id, t.name) for member_id, t in swim.tombstones.items()]
+        other = [(at, member_id, name) for member_id, (name, _, at) in meshes.gone.items()]
+        return [(member_id, name) for _, member_id, name in sorted(own + other)]
 
     def gone(self, member_id: int) -> Refused | None:
         """Why a node that is known only by its tombstone can't be reached, or None when there is no tombstone."""
         tombstone = self._node.swim.tombstones.get(member_id)
         if tombstone is None:
-            return None
+            text = self._node.meshes.gone_text(member_id)
+            return Refused("gone", text) if text is not None else None
         ago = f"{max(0, round(time.monotonic() - tombstone.at))} s ago"
         if tombstone.evidence is Evidence.LEFT:
             return Refused("gone", f"{tombstone.name}: said goodbye {ago}")
@@ -175,6 +189,8 @@ class Pages:
         node = self._node
         fresh = self.disk_build == node.build
         problems = node.operators.problems
+        listed = node.meshes.listed.problems
+        backbone = node.meshes.backbone
         return [
             {
                 "what": "code",
@@ -187,6 +203,16 @@ class Pages:
                 "what": "operators",
                 "ok": not problems,
                 "text": "; ".join(str(p) for p in problems) or "authorized_operators reads well",
+            },
+            {
+                "what": "meshes",
+                "ok": not listed,
+                "text": "; ".join(listed) or f"sees {', '.join(node.meshes.known())}",
+            },
+            {
+                "what": "backbone",
+                "ok": None if not node.meshes.candidate else backbone.well,
+                "text": backbone.text,
             },
             {
                 "what": "journal",

@@ -3,7 +3,8 @@
 Line 1 says whose run it is and which config fields differ from the defaults; then one event a line, in the
 order in which the engine has to take them. A process begins a new file: what an earlier one recorded (an
 updated node is started with the same options) is kept as FILE.1, FILE.2 and so on. A disk that refuses ends
-the recording and nothing else.
+the recording and nothing else. Events are written as soon as they are folded, whole lines in one write: a process
+that is killed leaves a file that ends with a whole line.
 """
 
 from __future__ import annotations
@@ -15,15 +16,11 @@ import msgspec
 
 from agent.meshos.config import MeshOsConfig
 from agent.meshos.events import Event, Id, encode_line
+from agent.meshos.replay import RunHeader
 from discovery.errors import LocalError
 
-
-class RunHeader(msgspec.Struct, frozen=True):
-    """Line 1 of a recorded run."""
-
-    this_node: Id
-    config: dict[str, float | int] = {}
-    scores: dict[str, dict[str, float]] = {}
+LINES_MAX = 1000
+"""Lines kept in memory at most; a flood between two ticks is written earlier."""
 
 
 class Recorder:
@@ -34,34 +31,42 @@ class Recorder:
         self.path = path
         self.failed: str | None = None
         self.lost = 0
+        self._lines: list[bytes] = []
         try:
             _keep_earlier(path)
-            self._file: BinaryIO = path.open("wb")
+            self._file: BinaryIO = path.open("wb", buffering=0)
             self._file.write(msgspec.json.encode(RunHeader(this_node, config.overrides())) + b"\n")
-            self._file.flush()
         except OSError as why:
             raise LocalError(f"record {path}: {why.strerror}; name a file that can be written") from why
 
     def write(self, event: Event) -> None:
-        """Adds an event; it is on its way to the disk at the next `flush`."""
+        """Adds an event; it is written at the next `flush`."""
         if self.failed is not None:
             self.lost += 1
             return
         try:
-            self._file.write(encode_line(event))
-        except (OSError, ValueError) as why:
+            self._lines.append(encode_line(event))
+        except (msgspec.EncodeError, TypeError, ValueError, OverflowError) as why:
             self._give_up(why)
+        if len(self._lines) >= LINES_MAX:
+            self.flush()
 
     def flush(self) -> None:
-        """Hands what was written to the system."""
-        if self.failed is None:
-            try:
-                self._file.flush()
-            except (OSError, ValueError) as why:
-                self._give_up(why)
+        """Hands what was added to the system, whole lines in one write."""
+        if not self._lines or self.failed is not None:
+            return
+        lines, self._lines = self._lines, []
+        rest = memoryview(b"".join(lines))
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except (OSError, ValueError) as why:
+            self.lost += len(lines) - 1
+            self._give_up(why)
 
     def close(self) -> None:
         """Ends the recording."""
+        self.flush()
         try:
             self._file.close()
         except OSError as why:

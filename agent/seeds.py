@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from agent import addresses
 from agent.chain.store import REMEMBERED
+from agent.founding import read_seeds
 from agent.home import RunEntry
 from discovery.member import Addr
 
@@ -34,11 +35,12 @@ class Seeds:
         seeds = [tuple(a) for a in self._node.journal.get(REMEMBERED, [])]
         near = self._home_nodes()
         self._greet([*near, *seeds])
-        if self._node.settings.join:
-            self._node.spawn(self._resolve_joins())
+        named = list(dict.fromkeys([*self._node.settings.join, *self._invited_by()]))
+        if named:
+            self._node.spawn(self._resolve(named))
         if not self._node.settings.no_mdns:
             self._node.spawn(self._mdns())
-        if not (seeds or near or self._node.settings.join) and self._node.settings.no_mdns:
+        if not (seeds or near or named) and self._node.settings.no_mdns:
             self._node.alone()
         else:
             asyncio.get_running_loop().call_later(
@@ -73,10 +75,14 @@ class Seeds:
                 found.append(entry.host_port)
         return found
 
-    async def _resolve_joins(self) -> None:
-        """Looks up every --join; a name that has no address yet is tried again until it has one."""
+    def _invited_by(self) -> list[Addr]:
+        """Where members were when this home joined, this node's own addresses left out."""
+        mine = set(self._node.swim.me.record.addrs) | {self._node.local_addr}
+        return [a for a in read_seeds(self._node.home, self._node.settings.mesh) if a not in mine]
+
+    async def _resolve(self, waiting: list[Addr]) -> None:
+        """Looks up every --join and what joining noted; a name that has no address yet is tried again until it has one."""
         loop = asyncio.get_running_loop()
-        waiting = list(self._node.settings.join)
         while waiting:
             for addr in list(waiting):
                 if found := await loop.run_in_executor(None, addresses.resolve, addr):
@@ -92,9 +98,7 @@ class Seeds:
             mesh=self._node.settings.mesh,
             node=self._node.identity.id,
             addrs=self._node.swim.me.record.addrs,
-            on_found=lambda mesh, node, addrs: (
-                self._greet(addrs) if mesh == self._node.settings.mesh else None
-            ),
+            on_found=self._found,
             on_problem=self._on_mdns_problem,
         )
         try:
@@ -102,6 +106,12 @@ class Seeds:
             await asyncio.Future()
         finally:
             await mdns.close()
+
+    def _found(self, mesh: str, node: int, addrs: list[Addr]) -> None:
+        """Somebody on the LAN: of this mesh, or of one that the backbone may know."""
+        if mesh == self._node.settings.mesh:
+            self._greet(addrs)
+        self._node.meshes.backbone.found(addrs)
 
     def _on_mdns_problem(self, text: str) -> None:
         self._node.events.emit("mdns.problem", reason=text)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.events import wall_ms
 from agent.opmessage import glimpse
 from agent.view import Row, stamp
-from discovery.errors import Refused, RemoteError, Unreachable
+from discovery.directory import Remote
+from discovery.errors import QuarterdeckError, Refused, RemoteError, Unreachable
 from discovery.identity import id_text
 from discovery.lifecycle import State
 from discovery.links import Handler, Link
@@ -32,12 +34,15 @@ ROWS_A_FRAME = 400
 EVENTS_A_FRAME = 1_000
 """What goes into one frame of a link, which may not exceed 1 MiB."""
 CHALLENGE_TIMEOUT_S = 5.0
+PAGE_TIMEOUT_S = 2.0
 OP_TIMEOUT_S = 125.0
 """An update answers within its deadline of 120 s; everything else in milliseconds."""
 
-MEMBER, HOME, OP = "member", "home", "op"
+MEMBER, HOME, OP, JOIN, MESH = "member", "home", "op", "join", "mesh"
 READERS = frozenset({HOME, OP})
-ANYBODY = frozenset({MEMBER, HOME, OP})
+ANYBODY = frozenset({MEMBER, HOME, OP, MESH})
+CARRIERS = frozenset({MEMBER, MESH})
+"""Nodes that hand over an op of somebody else: for this node, or not at all."""
 
 
 class Service:
@@ -45,9 +50,10 @@ class Service:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._watchers: set[asyncio.Event] = set()
+        self._watchers: set[_Watcher] = set()
 
     def methods(self) -> dict[str, Handler]:
+        node = self._node
         return {
             "hello": _for(ANYBODY, self.hello),
             "push_pull": _for({MEMBER}, self.push_pull),
@@ -55,19 +61,28 @@ class Service:
             "challenge": _for(ANYBODY, self.challenge),
             "op": _for(ANYBODY, self.op),
             "nodes": _stream_for(READERS, self.nodes),
-            "node": _for(READERS, self.node),
+            "node": _for({*READERS, MEMBER, MESH}, self.node),
+            "directory": _stream_for({MEMBER, MESH}, node.meshes.telling.directory),
+            "backbone_push_pull": _for({"backbone"}, self.backbone_push_pull),
             "meshes": _for(READERS, self.meshes),
-            "events": _stream_for(READERS, self.events),
-            "follow": _stream_for(READERS, self.follow),
+            "events": _stream_for({*READERS, MEMBER, MESH}, self.events),
+            "follow": _stream_for({*READERS, MEMBER, MESH}, self.follow),
             "watch": _stream_for(READERS, self.watch),
+            **node.relay.methods(),
             "resolve": _for(READERS, self.resolve),
             "doctor": _for(READERS, self.doctor),
+            "keyring": _for({MEMBER}, self._node.keys.serve),
+            "keys": _for(READERS, self._node.keys.serve_status),
+            "invite": _for({HOME, OP}, self._node.admission.serve_invite),
+            "admission": _for({JOIN}, self._node.admission.serve_glance),
+            "join": _for({JOIN}, self._node.admission.serve_join),
         }
 
-    def changed(self) -> None:
-        """Tells every watcher that a row or an event is new."""
-        for event in self._watchers:
-            event.set()
+    def changed(self, remotes: Iterable[int] = ()) -> None:
+        """Tells every watcher that a row or an event is new; `remotes`: which rows of other meshes."""
+        for watcher in self._watchers:
+            watcher.remotes.update(remotes)
+            watcher.wake.set()
 
     # --- between members
 
@@ -75,7 +90,13 @@ class Service:
         node, now = self._node, time.monotonic()
         answer = node.swim.push_pull_answer(_bytes(params, "body"), _sender(link), now)
         node.pool.flush()
-        return {"body": answer}
+        node.meshes.synced()
+        node.keys.heard(_sender(link), _dict(params).get("ring"))
+        return {"body": answer, "ring": node.keys.note()}
+
+    async def backbone_push_pull(self, link: Link, params: Any) -> Any:
+        """What the backbone's members compare over a link."""
+        return {"body": self._node.meshes.backbone.answer(link, _bytes(params, "body"))}
 
     async def gossip(self, link: Link, params: Any) -> Any:
         """A datagram's body over a link: for what must not be lost, such as a goodbye."""
@@ -104,25 +125,32 @@ class Service:
     async def challenge(self, link: Link, params: Any) -> Any:
         """A fresh nonce and the wall time of the target, fetched from it when it is not this node."""
         node = self._node
-        target = node.target(_text(params, "target"))
+        target = await self._target(link, _text(params, "target"))
         me = node.swim.me.record
         if target is None:
             return {**node.control.challenge(link.login), "mesh": me.mesh, "name": me.name, "route": "local"}
-        if link.login.kind == MEMBER:
-            raise Refused("wrong_target", f"{me.name} is not the target")
-        await self._reach(target)
         name, request = target.record.name, {"target": id_text(target.id)}
+        await self._reach(target)
         try:
-            answer = await node.contacts.call(target, "challenge", request, CHALLENGE_TIMEOUT_S)
+            answer, route = await node.reach.call(target, "challenge", request, CHALLENGE_TIMEOUT_S)
         except Unreachable as why:
             raise Unreachable(f"{name}: gave no answer; it may be stopped, or cut off") from why
-        return {**_dict(answer), "route": "direct"}
+        return {**_dict(answer), "route": route}
+
+    async def _target(self, link: Link, text: str) -> Member | None:
+        """The node that is meant, in any mesh; None for this one. A node that hands an op over means this one only."""
+        node = self._node
+        if text != id_text(node.identity.id):
+            if link.login.kind in CARRIERS:
+                raise Refused("wrong_target", f"{node.name} is not the target")
+            await node.meshes.following.ready()
+        return node.target(text)
 
     async def _reach(self, target: Member) -> None:
         """Makes sure that there is a link to the target. Refused `in_update` while it replaces its process: it will
         be back, and the caller asks again."""
         try:
-            await self._node.contacts.link_to(target)
+            await self._node.reach.link_to(target)
         except Unreachable as why:
             if target.state is State.UPDATING:
                 raise Refused(
@@ -131,36 +159,40 @@ class Service:
             raise
 
     async def op(self, link: Link, params: Any) -> Any:
-        """Judges an op for this node, or hands the signed bytes on to the member that it is for."""
+        """Judges an op for this node, or hands the signed bytes on to the node that it is for."""
         node = self._node
         started = time.monotonic()
         message, signature = _bytes(params, "message"), _text(params, "signature")
-        target = node.target(_text(params, "target"))
+        target = await self._target(link, _text(params, "target"))
         if target is None:
             result = dict(await node.control.submit(message, signature, link.login, link.addr[0]))
             route = "local"
         else:
-            if link.login.kind == MEMBER:
-                raise Refused("wrong_target", f"{node.swim.me.record.name} is not the target")
             await self._reach(target)
             request = {"target": id_text(target.id), "message": message, "signature": signature}
             try:
-                result = dict(_dict(await node.contacts.call(target, "op", request, OP_TIMEOUT_S)))
+                answer, route = await node.reach.call(target, "op", request, OP_TIMEOUT_S)
+                result = dict(_dict(answer))
             except Unreachable as why:
                 op_id, verb = glimpse(message)
-                self._told_sent(target, op_id, verb, "unknown", str(why))
+                self._told_sent(target, op_id, verb, "unknown", str(why), None)
                 raise Unreachable(str(why), maybe_arrived=True) from why
-            route = "direct"
-            self._told_sent(target, *(result.get(key) for key in ("op_id", "op", "result", "reason")))
-        result["route"] = route if link.login.kind != MEMBER else result.get("route", "direct")
+            op_id, verb = result.get("op_id"), result.get("op")
+            self._told_sent(target, op_id, verb, result.get("result"), result.get("reason"), route)
+        result["route"] = route if link.login.kind not in CARRIERS else result.get("route", "direct")
         result["took_ms"] = round((time.monotonic() - started) * 1000, 2)
         result.setdefault("skew_ms", None)
         return result
 
-    def _told_sent(self, target: Member, op_id: Any, op: Any, result: Any, reason: Any) -> None:
-        """The event of an op that this node handed to its target, answered or not."""
-        name = target.record.name
-        self._node.events.emit("control.sent", target=name, op_id=op_id, op=op, result=result, reason=reason)
+    def _told_sent(
+        self, target: Member, op_id: Any, op: Any, result: Any, reason: Any, route: str | None
+    ) -> None:
+        """Tells and records that this node handed an op to its target, answered or not."""
+        node = self._node
+        about = {"target": target.record.name, "op": op, "result": result, "reason": reason, "route": route}
+        event = node.events.emit("control.sent", op_id=op_id, **about)
+        body = {**about, "op_id": op_id, "target_id": id_text(target.id), "target_mesh": target.record.mesh}
+        node.journal.append("control.sent", body, at_ms=event["at_ms"])
 
     # --- looking
 
@@ -168,32 +200,70 @@ class Service:
         """Every row in view, ROWS_A_FRAME at a time."""
         node = self._node
         mesh = params.get("mesh") if isinstance(params, dict) else None
-        known = [node.swim.me.record.mesh]
+        with node.meshes.following.reading():
+            await node.meshes.following.ready()
+        known = node.meshes.known()
         if mesh is not None and mesh not in known:
             sees = ", ".join(known)
             raise Refused("unknown_mesh", f"mesh {mesh}: not known to {node.name}; it sees {sees}")
-        for rows in _chunks(node.pages.rows(), ROWS_A_FRAME):
+        found = [row for row in node.pages.rows() if mesh in (None, row["mesh"])]
+        for rows in _chunks(found, ROWS_A_FRAME):
             yield {"rows": rows, "answered_by": node.name, "meshes": known}
 
     async def node(self, link: Link, params: Any) -> Any:
-        return self._node.pages.page(_text(params, "id"))
+        """The page of a node: as it tells of itself where it can be asked, else as this node knows it."""
+        node = self._node
+        target = await self._target(link, _text(params, "id"))
+        page = node.pages.page(_text(params, "id"))
+        if isinstance(target, Remote) and target.present:
+            request = {"id": id_text(target.id)}
+            with contextlib.suppress(QuarterdeckError):
+                answer, _ = await node.reach.call(target, "node", request, PAGE_TIMEOUT_S)
+                return {**_dict(answer), "node": page["node"], "why": _dict(answer).get("why") or page["why"]}
+        return page
 
     async def meshes(self, link: Link, params: Any) -> Any:
-        return {"meshes": [self._node.pages.mesh_row()]}
+        """A row a mesh, the own one first."""
+        meshes = self._node.meshes
+        with meshes.following.reading():
+            await meshes.following.ready()
+        return {"meshes": meshes.rows()}
 
     async def events(self, link: Link, params: Any) -> AsyncIterator[Any]:
-        """The last `limit` events that are kept, EVENTS_A_FRAME at a time."""
+        """The last `limit` events that are kept, EVENTS_A_FRAME at a time; with `node` those that it keeps itself."""
+        if (target := await self._asked(link, params)) is not None:
+            async for item in self._pass_on(target, "events", _limit(params, EVENTS_MAX)):
+                yield item
+            return
         for events in _chunks(self._node.events.recent(_limit(params, EVENTS_MAX)), EVENTS_A_FRAME):
             yield {"events": events}
 
+    async def _asked(self, link: Link, params: Any) -> Member | None:
+        """The node whose own word is asked for, when that is another one."""
+        text = params.get("node") if isinstance(params, dict) else None
+        return None if text is None else await self._target(link, _text(params, "node"))
+
+    async def _pass_on(self, target: Member, method: str, limit: int) -> AsyncIterator[Any]:
+        """A stream of another node, direct or by relay."""
+        link, _ = await self._node.reach.link_to(target)
+        items: Any = link.stream(method, {"limit": limit})
+        async with contextlib.aclosing(items):
+            async for item in items:
+                yield item
+
     async def resolve(self, link: Link, params: Any) -> Any:
+        await self._node.meshes.following.ready()
         return self._node.pages.resolve(_text(params, "name"))
 
     async def doctor(self, link: Link, params: Any) -> Any:
         return {"checks": self._node.pages.checks()}
 
     async def follow(self, link: Link, params: Any) -> AsyncIterator[Any]:
-        """The last `limit` events, then every new one as it happens."""
+        """The last `limit` events, then every new one as it happens; with `node` what that one tells."""
+        if (target := await self._asked(link, params)) is not None:
+            async for item in self._pass_on(target, "follow", _limit(params, 0)):
+                yield item
+            return
         with self._node.events.subscribe(_limit(params, 0)) as feed:
             async for event in feed:
                 yield event
@@ -201,34 +271,36 @@ class Service:
     async def watch(self, link: Link, params: Any) -> AsyncIterator[Any]:
         """Rows and events as they change: a full frame, then deltas at most 10 times a second, at least once a second."""
         node = self._node
-        wake = asyncio.Event()
-        self._watchers.add(wake)
-        sent: dict[int, object] = {}
-        counters: dict[str, int] = {}
+        watcher = _Watcher()
         try:
-            with node.events.subscribe(_limit(params, EVENTS_DEFAULT, "events")) as feed:
+            with (
+                node.meshes.following.reading(),
+                node.events.subscribe(_limit(params, EVENTS_DEFAULT, "events")) as feed,
+            ):
+                await node.meshes.following.ready()
+                self._watchers.add(watcher)
+                watcher.remotes.update(member.id for _, member in node.meshes.remotes())
                 full = True
                 while True:
-                    wake.clear()
+                    watcher.wake.clear()
                     sent_at = time.monotonic()
-                    frame = self._frame(sent, counters, feed.take(), full=full)
+                    frame = self._frame(watcher, feed.take(), full=full)
                     if len(frame["rows"]) >= ROWS_A_FRAME:
-                        wake.set()
+                        watcher.wake.set()
                     yield frame
                     full = False
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(WATCH_KEEPALIVE_S):
-                            await wake.wait()
+                            await watcher.wake.wait()
                     await asyncio.sleep(max(0.0, sent_at + WATCH_MIN_GAP_S - time.monotonic()))
         finally:
-            self._watchers.discard(wake)
+            self._watchers.discard(watcher)
 
-    def _frame(
-        self, sent: dict[int, object], counters: dict[str, int], events: list[Any], *, full: bool
-    ) -> dict[str, Any]:
-        """One frame of `watch`; brings `sent` (what the watcher has) and `counters` up to date."""
+    def _frame(self, watcher: _Watcher, events: list[Any], *, full: bool) -> dict[str, Any]:
+        """One frame of `watch`; brings what the watcher has up to date."""
         node = self._node
         now = time.monotonic()
+        sent = watcher.sent
         everybody: list[Member] = [node.swim.me, *node.swim.members.values()]
         build = node.pages.disk_build
         others = sum(m.present for m in everybody) - 1
@@ -241,16 +313,25 @@ class Service:
         gone = sent.keys() - {m.id for m in everybody}
         for member_id in gone:
             del sent[member_id]
-        news = {code: n for code, n in node.counters().items() if counters.get(code) != n}
-        counters.update(news)
+        away = self._remote_rows(watcher, rows, now)
+        news = {code: n for code, n in node.counters().items() if watcher.counters.get(code) != n}
+        watcher.counters.update(news)
         frame: dict[str, Any] = {
             "full": full,
             "at_ms": wall_ms(),
             "rows": rows + (node.pages.spawned() if full else []),
-            "gone": [id_text(g) for g in gone],
+            "gone": [id_text(g) for g in gone | away],
             "events": events,
             "counters": news,
         }
+        if (
+            full
+            or away
+            or now - watcher.meshes_at >= WATCH_KEEPALIVE_S
+            or node.meshes.version != watcher.meshes
+        ):
+            watcher.meshes, watcher.meshes_at = node.meshes.version, now
+            frame["meshes"] = node.meshes.rows()
         if full:
             record = node.swim.me.record
             frame["me"] = {
@@ -262,6 +343,36 @@ class Service:
                 "wire": record.wire,
             }
         return frame
+
+    def _remote_rows(self, watcher: _Watcher, rows: list[Row], now: float) -> set[int]:
+        """Adds the changed rows of other meshes, as far as there is room; returns the ids of those that are gone."""
+        away: set[int] = set()
+        for member_id in list(watcher.remotes):
+            if len(rows) >= ROWS_A_FRAME:
+                break
+            watcher.remotes.discard(member_id)
+            row = self._node.pages.remote_row(member_id, now)
+            if row is not None:
+                rows.append(row)
+                watcher.told_remotes.add(member_id)
+            elif member_id in watcher.told_remotes:
+                watcher.told_remotes.discard(member_id)
+                away.add(member_id)
+        return away
+
+
+@dataclass(eq=False)
+class _Watcher:
+    """What one `watch` stream has been told."""
+
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    sent: dict[int, object] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    remotes: set[int] = field(default_factory=set)
+    """Rows of other meshes that have changed since."""
+    told_remotes: set[int] = field(default_factory=set)
+    meshes: int = -1
+    meshes_at: float = 0.0
 
 
 def _for(kinds: frozenset[str] | set[str], method: Callable[[Link, Any], Any]) -> Handler:

@@ -2,7 +2,7 @@
 
 A row's ages are computed when it is made, by this host's monotonic clock; nothing that this node doesn't know is
 filled in. The keys are those of the interface contract; `period_ms`, `incarnation`, `suspect`, `history`, `host`,
-`reason`, `deadline_ms` and `incompatible` are extensions.
+`reason`, `deadline_ms`, `incompatible` and `expired` are extensions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from discovery.directory import Remote
 from discovery.identity import id_text
 from discovery.lifecycle import EVIDENCE_TEXT, Evidence, State
 from discovery.member import Member, Vitals, addr_text
@@ -22,6 +23,8 @@ HISTORY_SAMPLES = 60
 HISTORY_PERIOD_S = 5.0
 VITALS_PERIOD_S = 5.0
 PROBE_PERIOD_MIN_S = 1.0
+REMOTE_PERIOD_MS = 5_000
+"""How often a publisher tells when it last heard of its nodes."""
 VITALS_MAX_AGE_PERIODS = 6
 """Figures older than this many periods are no longer shown at all: unknown beats ancient."""
 
@@ -85,22 +88,43 @@ class View:
             "reason": record.reason or None,
             "deadline_ms": deadline_ms,
             "incompatible": member.id in self.incompatible,
+            "expired": False,
         }
         if history:
             row["history"] = list(self.history.get(record.id, ()))
         return row
 
+    def remote_row(
+        self, member: Remote, now: float, *, silent_s: float, expired_s: float | None, disk_build: str | None
+    ) -> Row:
+        """One node of another mesh, as its publisher tells of it. `silent_s`: how long nothing was heard of its mesh;
+        `expired_s`: since when it is expired, if it is."""
+        row = self.row(member, now, others=0, disk_build=disk_build)
+        row.update(source="directory", rtt_ms=None, period_ms=REMOTE_PERIOD_MS, expired=expired_s is not None)
+        if row["evidence"] is not None:
+            row["evidence"] = self._told(member, now)
+        if expired_s is not None:
+            text = f"mesh {member.record.mesh} expired: nothing heard from it for {round(silent_s)} s"
+            row.update(
+                state=State.DEAD.word,
+                since_ms=_ms(expired_s),
+                evidence={"kind": Evidence.SILENT.value, "by": [], "text": text},
+                suspect=False,
+                **dict.fromkeys(("cpu", "mem", "disk", "failures", "deadline_ms", "vitals_age_ms")),
+                daemons={"running": None, "total": None},
+            )
+        return row
+
+    def _told(self, member: Remote, now: float) -> dict[str, Any]:
+        """The evidence of a death in another mesh, with the witnesses that its publisher names."""
+        assert member.evidence is not None
+        return _evidence(member, list(member.by_names), now)
+
     def evidence(self, member: Member, now: float) -> dict[str, Any] | None:
         """How this view knows that a node is gone, or None while it is not."""
         if member.evidence is None or member.state is not State.DEAD:
             return None
-        by = [self.resolve(node) for node in member.evidence_by]
-        text = EVIDENCE_TEXT[member.evidence]
-        if member.evidence is Evidence.EXITED:
-            text = f"{text}: refused to {', '.join(by)}" if by else text
-        elif member.evidence is Evidence.SILENT:
-            text = f"no answer for {round(now - member.last_seen)} s: host down, stopped or cut off"
-        return {"kind": member.evidence.value, "by": by, "text": text}
+        return _evidence(member, [self.resolve(node) for node in member.evidence_by], now)
 
     def sample(self, members: Mapping[int, Member], me: Member) -> None:
         """Adds one CPU sample a node to its history (call every HISTORY_PERIOD_S); forgets nodes that are gone."""
@@ -146,6 +170,16 @@ def spawned_row(node: str, name: str, mesh: str, kind: str, addr: str | None, ag
         "tags": {},
         "evidence": None,
     }
+
+
+def _evidence(member: Member, by: list[str], now: float) -> dict[str, Any]:
+    assert member.evidence is not None
+    text = EVIDENCE_TEXT[member.evidence]
+    if member.evidence is Evidence.EXITED:
+        text = f"{text}: refused to {', '.join(by)}" if by else text
+    elif member.evidence is Evidence.SILENT:
+        text = f"no answer for {round(now - member.last_seen)} s: host down, stopped or cut off"
+    return {"kind": member.evidence.value, "by": by, "text": text}
 
 
 def _ms(seconds: float) -> int:

@@ -19,7 +19,21 @@ from pathlib import Path
 from bench.figures import Figure, markdown
 from bench.fleet import Hangar
 
-SUBJECTS = ("swim", "table", "demo", "console", "start", "op", "silent", "idle", "goodbye", "crash")
+SUBJECTS = (
+    "engine",
+    "swim",
+    "table",
+    "meshes",
+    "directory",
+    "demo",
+    "console",
+    "start",
+    "op",
+    "silent",
+    "idle",
+    "goodbye",
+    "crash",
+)
 """In the order they are run: those that need a fleet of 25 come last and share it."""
 OUT = Path(__file__).parent / "out"
 

@@ -150,3 +150,22 @@ class Member:
     def present(self) -> bool:
         """Neither Dead nor Leaving: part of the pool."""
         return self.state is not State.DEAD and self.state is not State.LEAVING
+
+
+def unmet(
+    pub: bytes, mesh: str, name: str, kind: str, addrs: list[Addr], host: bytes, now: float = 0.0
+) -> Member:
+    """A node known by hearsay alone (a run file, a summary): enough to dial it and to pin its key, no more."""
+    record = Record(
+        pub=pub,
+        mesh=mesh,
+        name=name,
+        kind=kind,
+        incarnation=0,
+        version=0,
+        state=State.JOINING,
+        addrs=addrs[:MAX_ADDRS],
+        host=host,
+    )
+    nothing = SignedRecord(b"", bytes(64))
+    return Member(record, nothing, State.JOINING, since=now, last_seen=now, received=now)

@@ -30,7 +30,7 @@ import hashlib
 import hmac
 import struct
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -45,6 +45,8 @@ QUIET_S = 10.0
 SALTS_A_SENDER = 4
 MAX_SENDERS = 16_384
 """Senders whose windows are remembered; beyond it the one heard least recently is forgotten."""
+MAX_ADDRS_BEHIND = 4096
+"""Addresses that are answered under another key than the primary one; beyond it the oldest is forgotten."""
 
 _HEADER = struct.Struct(">BBQ16sQ")
 _TAG_BYTES = 16
@@ -113,6 +115,9 @@ class Keyring:
         self.primary_id = _PoolKey(keys[0]).id
         self._primary = next(k for k in self._by_id[self.primary_id] if k.raw == keys[0])
 
+    def _find(self, raw: bytes) -> _PoolKey | None:
+        return next((k for keys in self._by_id.values() for k in keys if k.raw == raw), None)
+
     def __contains__(self, key_id: int) -> bool:
         return key_id in self._by_id
 
@@ -157,16 +162,26 @@ class Sealer:
 
     def rotate(self, keyring: Keyring) -> None:
         """Seals with this ring's primary key from now on. The counter goes on, so openers see no break."""
+        self._keyring = keyring
         key = keyring._primary
         self._key_id = key.id
         self._aead = key.aead(self._pool, self._sender, self._salt)
+        self._others: dict[bytes, tuple[int, AESGCM]] = {}
 
-    def seal(self, body: bytes) -> bytes:
-        """The packet: `OVERHEAD` bytes longer than the body."""
+    def seal(self, body: bytes, key: bytes | None = None) -> bytes:
+        """The packet: `OVERHEAD` bytes longer than the body. `key`: another key of the ring, for who has only that
+        one yet (`Opener.key_for`); one that is not in the ring any more is passed over."""
         counter = self._counter
         self._counter = counter + 1
-        header = _HEADER.pack(WIRE_VERSION, self._key_id, self._sender, self._salt, counter)
-        return header + self._aead.encrypt(counter.to_bytes(12, "big"), body, header)
+        key_id, aead = (self._key_id, self._aead) if key is None else self._with(key)
+        header = _HEADER.pack(WIRE_VERSION, key_id, self._sender, self._salt, counter)
+        return header + aead.encrypt(counter.to_bytes(12, "big"), body, header)
+
+    def _with(self, raw: bytes) -> tuple[int, AESGCM]:
+        if raw not in self._others:
+            key = self._keyring._find(raw) or self._keyring._primary
+            self._others[raw] = key.id, key.aead(self._pool, self._sender, self._salt)
+        return self._others[raw]
 
 
 class _Salt:
@@ -216,6 +231,9 @@ class Opener:
         self._keyring = keyring
         self._pool = pool.encode()
         self._senders: OrderedDict[int, _Sender] = OrderedDict()
+        self._behind: OrderedDict[Hashable, bytes] = OrderedDict()
+        self.on_other_key: Callable[[int, bytes], None] | None = None
+        """Told sender and raw key of every packet that another key than the primary one opened."""
 
     def rotate(self, keyring: Keyring) -> None:
         """Opens with this ring from now on. Windows are kept; keys that left the ring are forgotten."""
@@ -223,9 +241,21 @@ class Opener:
         for sender in self._senders.values():
             for state in sender.salts.values():
                 state.aeads.clear()
+        kept = {addr: raw for addr, raw in self._behind.items() if keyring._find(raw) is not None}
+        self._behind = OrderedDict((addr, raw) for addr, raw in kept.items() if raw != keyring._primary.raw)
 
-    def open(self, packet: bytes, now: float) -> tuple[int, bytes]:
-        """The sender's id and the body; a SealError otherwise. `now`: monotonic seconds."""
+    def key_for(self, addr: Hashable) -> bytes | None:
+        """The key to answer `addr` with, where that isn't the primary one: it was last heard under this other key of
+        the ring, so it may have no newer one yet."""
+        return self._behind.get(addr) if self._behind else None
+
+    def holds(self, key_id: int) -> bool:
+        """Whether a packet with this key id may be of this pool."""
+        return key_id in self._keyring
+
+    def open(self, packet: bytes, now: float, addr: Hashable = None) -> tuple[int, bytes]:
+        """The sender's id and the body; a SealError otherwise. `now`: monotonic seconds. `addr`: where it came
+        from, for `key_for`."""
         if len(packet) < OVERHEAD:
             if packet and packet[0] != WIRE_VERSION:
                 raise IncompatibleVersion(packet[0])
@@ -258,8 +288,21 @@ class Opener:
                 state.aeads[key.raw] = aead
             state.note(counter, now)
             self._senders.move_to_end(sender_id)
+            if key.raw != self._keyring._primary.raw:
+                self._heard_other(sender_id, key.raw, addr)
+            elif self._behind:
+                self._behind.pop(addr, None)
             return sender_id, body
         raise Forged("a packet whose tag does not fit")
+
+    def _heard_other(self, sender: int, raw: bytes, addr: Hashable) -> None:
+        if addr is not None:
+            self._behind[addr] = raw
+            self._behind.move_to_end(addr)
+            if len(self._behind) > MAX_ADDRS_BEHIND:
+                self._behind.popitem(last=False)
+        if self.on_other_key is not None:
+            self.on_other_key(sender, raw)
 
     def _admit(
         self, sender_id: int, sender: _Sender | None, salt: bytes, state: _Salt | None, now: float

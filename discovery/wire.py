@@ -28,6 +28,8 @@ SYNC_MAX_BYTES: Final = 1_000_000
 SYNC_ENTRIES_MAX: Final = 20_100
 """As many members and tombstones as a node keeps at most, and a few."""
 WANT_MAX: Final = 32
+NOTE_MAX_BYTES: Final = 1_000
+NOTES_MAX: Final = 512
 
 NodeId = Annotated[int, Meta(ge=0)]
 Nonce = Annotated[int, Meta(ge=0)]
@@ -158,6 +160,16 @@ class Load(Message, frozen=True, tag=14):
     vitals: Vitals
 
 
+class Note(Message, frozen=True, tag=15):
+    """Soft state that rides on the pool: a lease claim, a mesh's summary. `body` proves itself, and whoever keeps
+    the subject judges it; `age_ms` is how long it has been under way, each hop adding the time that it held it."""
+
+    topic: Annotated[int, Meta(ge=0, le=255)]
+    subject: Short
+    body: Annotated[bytes, Meta(max_length=NOTE_MAX_BYTES)]
+    age_ms: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
+
+
 AnyMessage = (
     Ping
     | Ack
@@ -173,8 +185,9 @@ AnyMessage = (
     | GoodbyeAck
     | Want
     | Load
+    | Note
 )
-KNOWN_TAGS: Final = frozenset(range(1, 15))
+KNOWN_TAGS: Final = frozenset(range(1, 16))
 
 
 class Tomb(msgspec.Struct, frozen=True, array_like=True):
@@ -198,6 +211,7 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     members: Digest
     tombs: Digest
     complete: bool = True
+    notes: Annotated[list[Note], Meta(max_length=NOTES_MAX)] = []
 
 
 class SyncAnswer(msgspec.Struct, frozen=True, array_like=True):
@@ -208,6 +222,7 @@ class SyncAnswer(msgspec.Struct, frozen=True, array_like=True):
     tombs: Annotated[list[Tomb], Meta(max_length=SYNC_ENTRIES_MAX)]
     wants: Annotated[list[NodeId], Meta(max_length=WANT_MAX)] = []
     more: bool = False
+    notes: Annotated[list[Note], Meta(max_length=NOTES_MAX)] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode

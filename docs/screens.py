@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 if TYPE_CHECKING:
     from tui.demo.fleet import Fleet
 
-PLAN = "alpha=gateway:1,broker:3,compute:4,console:1"
+PLAN = "alpha=gateway:1,broker:3,compute:4,console:1 beta=gateway:1,broker:2 gamma=console:1"
 NORMAL, WIDE = (80, 24), (160, 45)
 SHOTS: tuple[tuple[str, tuple[int, int], Sequence[str], dict[str, Any]], ...] = (
     ("fleet", (120, 24), (), {}),
@@ -31,6 +31,8 @@ SHOTS: tuple[tuple[str, tuple[int, int], Sequence[str], dict[str, Any]], ...] = 
     ("fleet-160x45", WIDE, ("down",), {}),
     ("fleet-light-160x45", WIDE, ("down",), {"theme": "light"}),
     ("map-160x45", WIDE, ("2",), {}),
+    ("meshes-80x24", NORMAL, ("3",), {}),
+    ("meshes-160x45", WIDE, ("3",), {}),
     ("events-160x45", WIDE, ("7",), {}),
     ("node-160x45", WIDE, ("enter",), {}),
     ("confirm-80x24", NORMAL, ("/", "=kind:gateway", "enter", "X"), {}),

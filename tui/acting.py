@@ -52,7 +52,11 @@ class Acting:
         names = {row.id: row.name for row in targets}
 
         def look() -> Forecast:
-            return forecast(deck.fleet.rows.values(), ids, verb, attached=deck.fleet.my_id, now=deck.now())
+            fleet = deck.fleet
+            meshes = fleet.directory.rows.values()
+            return forecast(
+                fleet.rows.values(), ids, verb, attached=fleet.my_id, now=deck.now(), meshes=meshes
+            )
 
         def send(limit_ms: float | None) -> None:
             args = {} if limit_ms is None else {"deadline_ms": int(limit_ms)}

@@ -11,13 +11,13 @@ from discovery.errors import LocalError
 ROWS = frozenset({"fleet", "map", "node"})
 """Views that have a node under the cursor."""
 CARDS = frozenset({"fleet", "map"})
-LISTS = frozenset({"fleet", "events"})
+LISTS = frozenset({"fleet", "meshes", "events"})
 VIEWS = CARDS | LISTS
 
 
 @dataclass(frozen=True)
 class Action:
-    """Something that can be done. The app does it in a method `do_<id>`, ops in the one for ops."""
+    """Something that can be done. `tui.doing` does it in a method of its id, `tui.acting` the ops."""
 
     id: str
     keys: tuple[str, ...]
@@ -57,6 +57,11 @@ ACTIONS: tuple[Action, ...] = (
         "Act", ROWS, "kill", 23,
     ),
     Action(
+        "spawn", ("N",), "spawn",
+        "New node: starts one of this home, on this host; it outlives the console",
+        "Act", ROWS | {"meshes"}, None, 62,
+    ),
+    Action(
         "ops", ("o",), "ops",
         "Every op of this session with its outcome, in full",
         "Act", None, None, 60,
@@ -80,7 +85,11 @@ ACTIONS: tuple[Action, ...] = (
     Action("page_down", ("pagedown", "ctrl+f"), "page down", "A page down", "Move"),
     Action("first", ("home", "g"), "first", "To the first row", "Move"),
     Action("last", ("end", "G"), "last", "To the last row; in Events, follow what comes", "Move"),
-    Action("open", ("enter",), "open", "Open the node's page", "Move", VIEWS, None, 40),
+    Action(
+        "open", ("enter",), "open",
+        "Open the node's page; in Meshes, narrow the fleet to the mesh",
+        "Move", VIEWS, None, 40,
+    ),
     Action("back", ("-",), "back", "Back to the place before this one", "Move"),
     Action(
         "escape", ("escape",), "back",

@@ -27,6 +27,7 @@ from tui import actions
 from tui.acting import Acting
 from tui.actions import Action, Keymap, key_sign
 from tui.chrome import LEAST_CELLS, LEAST_LINES, Chrome
+from tui.doing import Doing
 from tui.finding import Finding
 from tui.model.glyphs import ASCII_SIGNS, SETS
 from tui.model.locator import Locator, LocatorError
@@ -38,8 +39,8 @@ from tui.prompt import Prompt
 from tui.screens.base import Place, View
 from tui.screens.registry import MAKERS
 from tui.session import Connect, SendOp, Session
+from tui.starting import Starting
 from tui.theme import PLAIN, choose
-from tui.widgets.dialogs import Choice, Help, OpList, Palette
 from tui.widgets.lines import Lines
 from tui.widgets.panel import Dialog, Panel
 from tui.widgets.table import TableView
@@ -89,7 +90,9 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
         self.fleet = Fleet()
         self.session = Session(connect, self.options.mesh, self.now, self._frame, self.changed)
         self.acting = Acting(self, send_op, self.options.signer, self.options.read_only)
+        self.starting = Starting(self, self.options.spawner)
         self.finding = Finding(self, self.options)
+        self.doing = Doing(self)
         self.chrome = Chrome(self)
         self.view_name = "fleet"
         self.node_id = ""
@@ -200,9 +203,14 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
 
     def _frame(self, frame: Mapping[str, Any]) -> None:
         change = self.fleet.fold(frame, self.now())
+        change.merge(self.starting.bridge())
         at_ms = frame.get("at_ms")
         if isinstance(at_ms, (int, float)):
             self._wall_offset_ms = at_ms - time.time() * 1000
+        self.folded(change)
+
+    def folded(self, change: Change) -> None:
+        """The model has changed: the views hear of it at the next paint."""
         if self._pending is None:
             self._pending = change
         else:
@@ -363,7 +371,7 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
         elif self._tiny():
             # What can't be seen can't be meant; only leaving works.
             if (action := self.keymap.find(name, self.view_for_keys())) and action.id == "quit":
-                self.do_quit()
+                self.doing.quit()
         elif self.panel.dialog is not None:
             self.panel.key(key, character)
         elif self.prompt is not None:
@@ -382,7 +390,7 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
 
     def _ctrl_c(self) -> None:
         if self.quit_armed():
-            self.do_quit()
+            self.doing.quit()
         self._ctrl_c_at = self.now()
 
     def quit_armed(self) -> bool:
@@ -405,100 +413,15 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
         elif action.group == "Move" and action.id not in ("open", "back", "escape"):
             self.view_shown().move(action.id)
         else:
-            getattr(self, f"do_{action.id}")()
+            getattr(self.doing, action.id)()
 
     def open_panel(self, dialog: Dialog) -> None:
         self.panel.open(dialog)
 
-    # -- actions
-
-    def do_open(self) -> None:
-        row = self.view_shown().row()
-        if row is None:
-            self.say("no node here to open")
-        elif "node" in MAKERS:
-            self.visit(self.view_name, node=row.id)
-
-    def do_back(self) -> None:
-        if not self.go_back():
-            self.say("this is where you started")
-
-    def do_escape(self) -> None:
-        view = self.view_shown()
-        if self.node_id:
-            self.go_back()
-        elif view.locator.terms or view.locator.mesh:
-            self.visit(self.view_name, Locator(self.view_name, (), view.locator.sort), remember=False)
-        elif not view.clear_marks():
-            self.message = None
-
-    def do_mark(self) -> None:
-        self.view_shown().mark()
-
-    def do_mark_all(self) -> None:
-        self.view_shown().mark_all()
-
-    def do_ops(self) -> None:
-        self.open_panel(OpList(self.acting.book, self.now))
-
-    def do_read_only(self) -> None:
-        self.acting.toggle_read_only()
-
-    def do_filter(self) -> None:
-        self.prompt = self.finding.filter_prompt()
-
-    def do_command(self) -> None:
-        self.prompt = self.finding.command_prompt()
-
-    def do_sort(self) -> None:
-        self.view_shown().next_sort()  # type: ignore[attr-defined]
-
-    def do_sort_turn(self) -> None:
-        self.view_shown().turn_sort()  # type: ignore[attr-defined]
-
-    def do_palette(self) -> None:
-        here = self.view_for_keys()
-        found = [action for action in self.keymap.of(here) if action.id != "palette"]
-        self.open_panel(Palette(found, self.run_deck_action, self.glyphs.name == "ascii"))
-
-    def do_bookmark(self) -> None:
-        self.finding.bookmark()
-
-    def do_follow(self) -> None:
-        self.view_shown().toggle_follow()  # type: ignore[attr-defined]
-
-    def do_copy(self) -> None:
-        text = self.view_shown().copy_text()
-        if text:
-            self.copy_to_clipboard(text)
-            self.say("copied, if your terminal takes OSC 52")
-
-    def do_export(self) -> None:
-        self.finding.export()
-
-    def do_retry(self) -> None:
-        self.session.hurry()
-        self.view_shown().folded(Change(full=True))
-
-    def do_help(self) -> None:
-        spec = VIEWS.get(self.view_name)
-        columns = (
-            [(c.key, c.about) for c in (*spec.columns, *spec.hidden)] if spec and not self.node_id else []
-        )
-        self.open_panel(Help(self.keymap, self.view_for_keys(), columns, self.glyphs.name == "ascii"))
-
-    def do_quit(self) -> None:
-        unsent = self.acting.book.open_count()
-        if not unsent:
-            self.exit(return_code=0)
-            return
-        text = f"{unsent} op{'s have' if unsent > 1 else ' has'} no answer yet. What was sent goes on without this console."
-        self.open_panel(Choice("Leave?", text, [("enter", "leaves", lambda: self.exit(return_code=0))]))
-
     # -- mouse
 
     def on_table_view_opened(self, _message: TableView.Opened) -> None:
-        self.do_open()
+        self.doing.open()
 
     def on_table_view_moved(self, _message: TableView.Moved) -> None:
         self._remake()

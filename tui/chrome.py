@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from tui.actions import key_sign
 from tui.model import ages
 from tui.model.spans import Line, keep, line_width, spread
-from tui.model.status import notices, silence
-from tui.model.text import clean, shorten, wrap
+from tui.model.status import alarms, notices, silence
+from tui.model.text import clean, elide, shorten, width, wrap
 from tui.model.views import VIEWS
 from tui.session import SILENT_AFTER_S
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LEAST_CELLS, LEAST_LINES = 40, 10
 """Below this a terminal is told to be too small."""
+MESH_ROOM = 20
+"""Cells of the header that are kept for the meshes when words of alarm take their place."""
 
 
 class Chrome:
@@ -31,19 +33,40 @@ class Chrome:
     def header(self, cells: int) -> list[Line]:
         deck = self._deck
         left: Line = [(" QUARTERDECK ", "title")]
-        meshes: list[Line] = []
-        for mesh, count in deck.fleet.meshes().items():
-            mine = mesh == clean(deck.fleet.me.get("mesh"))
-            meshes.append([(f" {mesh}", "title" if mine else "text"), (f" {count}", "text")])
         role = clean(deck.session.hello.get("role")) if deck.session.phase == "live" else ""
-        mode = "READ-ONLY" if deck.acting.read_only else "rw"
-        right: Line = [(f"{role} {deck.glyphs.bullet} " if role else "", "soft")]
-        right += [
-            (mode, "hot" if deck.acting.read_only else "text"),
-            (f"   {time.strftime('%H:%M:%S')} ", "text"),
-        ]
-        room = cells - line_width(left) - line_width(right) - 1
-        return [spread([*left, *keep(meshes, room, (" ", "text"))], right, cells)]
+        read_only = deck.acting.read_only
+        alarm = alarms(deck.fleet)
+        mode: Line = [("READ-ONLY" if read_only else "rw", "hot" if read_only else "text"), (" ", "text")]
+        clock: Line = [(f"  {time.strftime('%H:%M:%S')} ", "text")]
+        who: Line = [(f"{role} {deck.glyphs.bullet} ", "soft")] if role else []
+        room = cells - line_width(left) - 1
+        # What is wrong stays longest; the clock and the role leave first.
+        for right in ([*alarm, *who, *mode, *clock], [*alarm, *mode, *clock], [*alarm, *mode], alarm):
+            if line_width(right) <= room - (MESH_ROOM if alarm and right is not alarm else 0):
+                break
+        return [spread([*left, *self._meshes(room - line_width(right))], right, cells)]
+
+    def _meshes(self, room: int) -> Line:
+        """The meshes with their nodes, one's own first; what has no room is counted."""
+        deck = self._deck
+        mine = deck.fleet.mesh
+        known = deck.fleet.meshes()
+        pieces: list[Line] = []
+        for mesh in sorted(known, key=lambda mesh: (mesh != mine, mesh)):
+            row = deck.fleet.directory.rows.get(mesh)
+            old = row is not None and row.expired
+            name = elide(mesh, 24, deck.glyphs.ellipsis)
+            role = "dim" if old else "title" if mesh == mine else "text"
+            pieces.append([(f" {name}", role), (f" {known[mesh]}", "dim" if old else "text")])
+        line: Line = []
+        for at, piece in enumerate(pieces):
+            rest = len(pieces) - at - 1
+            gap = 1 if line else 0
+            need = line_width(line) + gap + line_width(piece) + (width(f"  +{rest} more") if rest else 0)
+            if need > room:
+                return [*line, (f"  +{rest + 1} more", "soft")] if line else []
+            line += [(" ", "text"), *piece] if line else piece
+        return line
 
     def viewbar(self, cells: int) -> list[Line]:
         deck = self._deck
@@ -72,7 +95,7 @@ class Chrome:
             if quiet is not None:
                 text += f"; {silence(deck.fleet, now)}"
         else:
-            lost = "no agent" if not session.hello else f"lost {session.lost}"
+            lost = "no agent" if not session.hello else f"lost {session.agent}"
             if session.next_try is None:
                 then = "trying now"
             else:
@@ -103,7 +126,7 @@ class Chrome:
         if now - self._noticed_at >= 1.0 or not self._notices:
             self._noticed_at = now
             deck = self._deck
-            self._notices = notices(deck.fleet, deck.wall_ms(), deck.key_of("op_update"))
+            self._notices = notices(deck.fleet, deck.wall_ms(), deck.key_of("op_update"), now)
         lines: list[Line] = []
         for text in self._notices:
             piece: Line = [("! ", "hot"), (shorten(text, cells - 4), "text")]

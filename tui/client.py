@@ -82,9 +82,9 @@ class Client:
         """Everything this agent knows about the node with that id."""
         return await self.ask("node", {"id": node})
 
-    async def events(self, limit: int) -> list[Row]:
-        """The last `limit` events that the agent keeps, oldest first."""
-        parts = await self._parts("events", {"limit": limit})
+    async def events(self, limit: int, node: str | None = None) -> list[Row]:
+        """The last `limit` events that the agent keeps, or that the node with that id keeps, oldest first."""
+        parts = await self._parts("events", {"limit": limit, "node": node})
         return [event for part in parts for event in _rows(part.get("events"))]
 
     async def meshes(self) -> list[Row]:
@@ -108,9 +108,10 @@ class Client:
         params = {"target": target, "message": message, "signature": signature}
         return _dict(await self.call("op", params, timeout_s))
 
-    async def follow(self, limit: int = 0) -> AsyncIterator[Row]:
-        """The last `limit` events, then each new one; ends with Unreachable when the agent goes."""
-        async for item in self._stream("follow", {"limit": limit}):
+    async def follow(self, limit: int = 0, node: str | None = None) -> AsyncIterator[Row]:
+        """The last `limit` events, of the agent or of the node with that id, then each new one; ends with Unreachable
+        when who tells them goes."""
+        async for item in self._stream("follow", {"limit": limit, "node": node}):
             yield item
 
     async def watch(self, mesh: str | None = None, events: int = 200) -> AsyncIterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,5 +28,7 @@ class ConsoleOptions:
     """File that keeps the bookmarks, a locator a line; None keeps them in memory."""
     export_dir: Path | None = None
     """Where exports go; None is the current directory."""
+    spawner: Any = None
+    """Starts nodes (`tui.spawning.Spawner`); None where there is no home to start them in."""
     signer: str = ""
     """Which key signs ops, as told in the confirm panel; empty where it isn't known beforehand."""

@@ -24,14 +24,6 @@ SendOp = Callable[[Any, str, str, dict[str, Any], Callable[[str], None]], Awaita
 """(client, verb, target id, args, on_stage) → the result of INTERFACE's control ops."""
 
 
-class AgentLost(Unreachable):
-    """One named agent of those that a client follows is gone."""
-
-    def __init__(self, agent: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.agent = agent
-
-
 class Session:
     """Keeps one client attached. `on_frame` gets every frame, `on_phase` every change of `phase`."""
 
@@ -54,8 +46,6 @@ class Session:
         self.hello: dict[str, Any] = {}
         """Of the last agent, also while it is lost."""
         self.reason = ""
-        self.lost = ""
-        """The agent whose end ended the attachment: one of several where the client follows several."""
         self.tries = 0
         self.started = clock()
         self.next_try: float | None = None
@@ -99,11 +89,9 @@ class Session:
     async def _once(self) -> bool:
         """One attachment from dialling to its end; whether it ever told anything. `reason` says how it ended."""
         live = False
-        self.lost = self.agent
         try:
             self.client = await self._connect()
             self.hello = dict(getattr(self.client, "hello", None) or {})
-            self.lost = self.agent
             self._enter("waiting", None)
             frames = self.client.watch(self._mesh).__aiter__()
             try:
@@ -124,8 +112,6 @@ class Session:
             self.reason = f"{self.agent} ended the stream"
         except TimeoutError:
             self.reason = f"no word from {self.agent} for {GIVE_UP_AFTER_S:.0f} s"
-        except AgentLost as why:
-            self.lost, self.reason = clean(why.agent), clean(str(why))
         except (Unreachable, ConnectionError) as why:
             self.reason = clean(str(why)) or "connection lost"
         except QuarterdeckError as why:

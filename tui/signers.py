@@ -123,7 +123,7 @@ def _load(path: Path) -> Any:
                 _say("that is not its passphrase")
             passphrase = _ask_passphrase(path, why)
             continue
-        return asyncssh.load_keypairs([key if certificate is None else (key, certificate)])[-1]
+        return asyncssh.load_keypairs([key if certificate is None else (key, certificate)])[0]
     raise LocalError(f"operator key {path}: no passphrase fits; add it to an ssh-agent, or try again")
 
 

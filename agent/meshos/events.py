@@ -7,10 +7,12 @@ event is a new struct in `Event`; nothing else here changes.
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from discovery.errors import LocalError
 
@@ -37,10 +39,35 @@ class Stamped(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     at_ms: int = 0
 
 
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
+Duration: TypeAlias = Annotated[int, Meta(ge=0)]
+
+
+class MaintenanceState(StrEnum):
+    """Where a node stands in its maintenance; the arcs between are in `maintenance`."""
+
+    ACTIVE = "active"
+    ENTERING = "entering_maintenance"
+    MAINTENANCE = "maintenance"
+    EXITING = "exiting_maintenance"
+    RECOVERY = "recovery"
+    DRAIN_FAILED = "drain_failed"
+
+
+class DaemonHealth(StrEnum):
+    """What a daemon says of itself."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+
+
 class Tick(Stamped, frozen=True, tag="tick"):
-    """Time passed. `late_ms`: how much later than due the loop got to it."""
+    """Time passed. `late_ms`: how much later than due the loop got to it. `polled`: how many of the events
+    that follow were polled within this tick: they are folded before its reconcile, as they were live."""
 
     late_ms: int = 0
+    polled: Count = 0
 
 
 class Started(Stamped, frozen=True, tag="started"):
@@ -91,10 +118,10 @@ class SelfHealth(Stamped, frozen=True, tag="self_health"):
 
 
 class RttSample(Stamped, frozen=True, tag="rtt_sample"):
-    """A measured round trip to a peer."""
+    """A measured round trip to a peer; null, like a number that is none, says nothing."""
 
     peer: Id
-    rtt_ms: float
+    rtt_ms: float | None
 
 
 class NodeHealth(Stamped, frozen=True, tag="node_health"):
@@ -105,14 +132,90 @@ class NodeHealth(Stamped, frozen=True, tag="node_health"):
     reason: str = ""
 
 
+class DaemonIntent(Stamped, frozen=True, tag="daemon_intent"):
+    """Whether a daemon shall run, and on which node if on one only. `none` forgets the intent."""
+
+    daemon: Id
+    intent: Literal["run", "stop", "none"]
+    node: Id | None = None
+
+
+class DaemonLifecycle(Stamped, frozen=True, tag="daemon_lifecycle"):
+    """What became of a daemon of this node, or what it says of itself."""
+
+    daemon: Id
+    signal: Literal["started", "crashed", "exited_cleanly", "health", "saturation"]
+    health: DaemonHealth | None = None
+    reason: str = ""
+    saturation: float | None = None
+
+
+class PlacementIntent(Stamped, frozen=True, tag="placement_intent"):
+    """How many holders a chain shall have; null forgets it."""
+
+    chain: Id
+    count: Count | None
+
+
+class ReplicaUpdate(Stamped, frozen=True, tag="replica_update"):
+    """A node began or ceased to hold a chain. A step-down is one event: it may carry the leader that results
+    (null: none)."""
+
+    chain: Id
+    change: Literal["added", "removed"]
+    holder: Id
+    leader: Id | UnsetType | None = UNSET
+
+
+class ReplicaLeader(Stamped, frozen=True, tag="replica_leader"):
+    """Who leads a chain, or nobody."""
+
+    chain: Id
+    leader: Id | None
+
+
+class LocalReplicaIntent(Stamped, frozen=True, tag="local_replica_intent"):
+    """Whether this node shall hold a chain; `none` forgets the intent."""
+
+    chain: Id
+    intent: Literal["hold", "drop", "none"]
+
+
+class Blob(Stamped, frozen=True, tag="blob"):
+    """A node began or ceased to hold an artifact."""
+
+    blob: Id
+    change: Literal["added", "removed"]
+    holder: Id
+
+
+class Scores(Stamped, frozen=True, tag="scores"):
+    """How good each node is as a holder of a chain, 0 to 1, by the node's id as text; null: unknown."""
+
+    chain: Id
+    scores: dict[str, float | None]
+
+
 class AdminOp(msgspec.Struct, frozen=True):
     """An operator's will for one node. `deadline_ms` is a duration; None takes the default."""
 
-    op: Literal["drain", "resume", "cordon", "uncordon"]
+    op: Literal[
+        "drain",
+        "resume",
+        "cordon",
+        "uncordon",
+        "enter_maintenance",
+        "exit_maintenance",
+        "restart_all_daemons",
+        "clear_avoid_list",
+        "drop_replicas",
+        "invalidate_placement",
+    ]
     node: Id
     deadline_ms: int | None = None
     by: str | None = None
     op_id: str | None = None
+    chains: tuple[Id, ...] = ()
 
 
 class Admin(Stamped, frozen=True, tag="admin"):
@@ -121,8 +224,46 @@ class Admin(Stamped, frozen=True, tag="admin"):
     admin: AdminOp
 
 
+class MaintenanceObserved(Stamped, frozen=True, tag="maintenance_observed"):
+    """A maintenance transition of a node came back from where it was committed."""
+
+    node: Id
+    state: MaintenanceState
+    reason: str | None = None
+
+
+class Restored(Stamped, frozen=True, tag="restored"):
+    """What this node's last process left in force: its own cordon, and its maintenance, `age_ms` old and due
+    in `left_ms`. It comes before anything else that moves either."""
+
+    cordoned: bool = False
+    maintenance: MaintenanceState = MaintenanceState.ACTIVE
+    reason: str = ""
+    age_ms: Duration = 0
+    left_ms: int | None = None
+    by: str | None = None
+    op_id: str | None = None
+
+
+class PeerState(Stamped, frozen=True, tag="peer_state"):
+    """What a peer says of itself that placement has to know."""
+
+    peer: Id
+    cordoned: bool = False
+    draining: bool = False
+    maintenance: MaintenanceState = MaintenanceState.ACTIVE
+
+
+class Backpressure(Stamped, frozen=True, tag="backpressure"):
+    """The actions that wait crossed a limit: `depth` of them now."""
+
+    on: bool
+    depth: Count
+
+
 class ActionOutcome(Stamped, frozen=True, tag="action_outcome"):
-    """How an action that reconcile emitted ended. `retry_after_ms` is a duration, `until_ms` a loop time."""
+    """How an action that reconcile emitted ended. `retry_after_ms` is a duration (with it, `failed` is not the
+    end: the executor tries again), `until_ms` a loop time."""
 
     kind: str
     target: Id | None
@@ -155,7 +296,19 @@ Event: TypeAlias = (
     | SelfHealth
     | RttSample
     | NodeHealth
+    | PeerState
+    | DaemonIntent
+    | DaemonLifecycle
+    | PlacementIntent
+    | ReplicaUpdate
+    | ReplicaLeader
+    | LocalReplicaIntent
+    | Blob
+    | Scores
     | Admin
+    | MaintenanceObserved
+    | Restored
+    | Backpressure
     | ActionOutcome
     | LocalFailure
     | Shutdown
@@ -171,9 +324,18 @@ def encode_line(event: Event) -> bytes:
 
 
 def decode_line(line: bytes | str) -> Event:
-    """The event of a recorded line; LocalError says what is wrong with it."""
+    """The event of a recorded line; LocalError says what is wrong with it. `NaN` and `Infinity`, which other
+    writers of JSON put where a number is none, are read."""
     try:
-        event: Event = _decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as why:
+        event: Event
+        try:
+            event = _decoder.decode(line)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            event = msgspec.convert(json.loads(line), Event)
+    except (ValueError, RecursionError) as why:
         raise LocalError(f"not an event: {why}") from why
+    if isinstance(event, DaemonLifecycle) and event.signal == "health" and event.health is None:
+        raise LocalError("not an event: the signal `health` needs a `health`")
     return event

@@ -1,18 +1,26 @@
 """This node's own lifecycle: what it says it is, and why.
 
-The state is never set: it follows from what is known (leaving, updating, joined, drained, healthy), in that
-order of precedence, which is why an operator's override beats automatic health and why ending an update
+The state is never set: it follows from what is known (leaving, updating, joined, drained or in maintenance,
+healthy), in that order of precedence, which is why an operator's override beats automatic health and why ending an update
 brings back exactly what it interrupted. `lifecycle.may_move` has the last word on every move.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from agent.meshos.config import MeshOsConfig
-from agent.meshos.events import AdminOp, Leaving, Started, UpdateFailed, UpdateStarted
+from agent.meshos.events import (
+    AdminOp,
+    Leaving,
+    MaintenanceState,
+    Started,
+    UpdateFailed,
+    UpdateStarted,
+)
+from agent.meshos.maintenance import DRAINING, Maintenance
 from discovery.errors import Refused
 from discovery.lifecycle import State, may_move
 
@@ -59,6 +67,7 @@ class OwnLife:
     cordon: bool = False
     """By a cordon op of its own; a drain cordons besides."""
     drain: Drain | None = None
+    maintenance: Maintenance = field(default_factory=Maintenance)
     update: Update | None = None
     leaving: Leaving | None = None
 
@@ -74,7 +83,7 @@ class OwnLife:
             return State.UPDATING
         if not self.joined:
             return State.JOINING
-        if self.drain is not None:
+        if self.drain is not None or self.maintenance.draining:
             return State.DRAINING
         return State.DEGRADED if degraded else State.ALIVE
 
@@ -107,13 +116,27 @@ class OwnLife:
             return None
         if not may_move(self.state, new):
             return None
-        if new is State.DRAINING and self.drain is not None and self.state is not State.UPDATING:
-            reason, by, op_id = "drain", self.drain.by, self.drain.op_id
+        if new is State.DRAINING and self.state is not State.UPDATING:
+            order = self.drain or self.maintenance
+            reason, by, op_id = self.why_draining(), order.by, order.op_id
         elif new is State.DEGRADED and self.state is not State.UPDATING:
             reason = _joined(causes)
         move = Transition(now_ms, self.state, new, reason, by, op_id)
         self.state, self.since_ms, self.reason, self.by, self.op_id = new, now_ms, reason, by, op_id
         return move
+
+    def why_draining(self) -> str:
+        """What makes it Draining, in words."""
+        if self.drain is not None:
+            return "drain"
+        if self.maintenance.state is MaintenanceState.DRAIN_FAILED:
+            return f"drain failed: {self.maintenance.reason}"
+        return self.maintenance.state.value.replace("_", " ")
+
+    def explain(self) -> None:
+        """Brings the reason of a Draining that goes on up to date."""
+        if self.state is State.DRAINING and not self.reason.startswith("update failed"):
+            self.reason = self.why_draining()
 
     def admin(self, op: AdminOp, now_ms: int, config: MeshOsConfig) -> str:
         """Takes an admin op that `refusal` lets pass; what it did, in a word or two."""
@@ -140,15 +163,17 @@ class OwnLife:
         return self.settle(causes, now_ms, f"update failed: {event.reason}", update.by, update.op_id)
 
 
-def refusal(state: State, op: str) -> Refused | None:
-    """Why a node in `state` refuses the admin op (or `update`), or None when it may be applied. The fold asks
-    the same, so what was let pass has its effect."""
+def refusal(state: State, op: str, maintenance: MaintenanceState = MaintenanceState.ACTIVE) -> Refused | None:
+    """Why a node in `state` and `maintenance` refuses the admin op (or `update`), or None when it may be
+    applied. The fold asks the same, so what was let pass has its effect."""
     if state is State.LEAVING:
         return Refused("bad_state", "the node is leaving; it takes no more ops")
     if state is State.UPDATING:
         return Refused("in_update", "the node is updating; try again when it is back")
     if op == "update" and not may_move(state, State.UPDATING):
         return Refused("bad_state", f"the node is {state.word}; it can update once it has joined")
+    if op == "resume" and maintenance in DRAINING:
+        return Refused("in_maintenance", "the node is in maintenance; `qd maintenance exit` ends it")
     return None
 
 

@@ -7,16 +7,62 @@ so is the snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import msgspec
 
-from agent.meshos.events import Health, Id, by_id
+from agent.meshos.actual import Emitted, FailureRecord, MeshOsState
+from agent.meshos.daemons import Daemon
+from agent.meshos.events import DaemonHealth, Health, Id, MaintenanceState, by_id
 from agent.meshos.own import Drain
-from agent.meshos.state import AvoidEntry, Emitted, FailureRecord, MeshOsState
+from agent.meshos.peers import UNTOUCHED, AvoidEntry
+from agent.meshos.reconcile import held_by_cordon
+from agent.meshos.shown import document
 from discovery.lifecycle import State
+
+__all__ = ["Snapshot", "SnapshotBuilder", "document"]
+
+
+class DaemonView(msgspec.Struct, frozen=True):
+    """A daemon, and what is wanted of it. `state` is a word of `qd daemons`."""
+
+    intent: str | None
+    pinned: Id | None
+    state: str
+    health: DaemonHealth | None
+    reason: str
+    saturation: float | None
+    restarts: int
+    until_ms: int | None
+    """The gate: a loop time before which it is not started."""
+    since_ms: int
+    """When it began to run, or ceased to."""
+    held_by_cordon: bool
+
+
+class ReplicaView(msgspec.Struct, frozen=True):
+    """A chain: who holds it and how many shall, who leads, and what this node shall do about it."""
+
+    holders: tuple[Id, ...]
+    desired: int | None
+    leader: Id | None
+    intent: str | None
+    eviction_pending: bool
+    last_rebalance_ms: int | None
+
+
+class PeerView(msgspec.Struct, frozen=True):
+    """A peer's latest samples; None where there is none, or none recent enough. And what is asked of it."""
+
+    rtt_ms: float | None
+    rtt_at_ms: int | None
+    health: Health | None
+    health_reason: str
+    health_at_ms: int | None
+    maintenance: MaintenanceState
+    cordoned: bool
+    draining: bool
 
 
 class DrainView(msgspec.Struct, frozen=True):
@@ -40,22 +86,20 @@ class LocalView(msgspec.Struct, frozen=True):
     cordoned: bool
     drain: DrainView | None
     update_deadline_at_ms: int | None
+    backpressure: bool
 
 
 class MaintenanceView(msgspec.Struct, frozen=True):
-    """This node's maintenance."""
+    """This node's maintenance. `since_ms` is None while it was never in any. `left`: what keeps it from being
+    empty, in words."""
 
-    state: str = "active"
-
-
-class PeerView(msgspec.Struct, frozen=True):
-    """A peer's latest samples; None where there is none, or none recent enough."""
-
-    rtt_ms: float | None
-    rtt_at_ms: int | None
-    health: Health | None
-    health_reason: str
-    health_at_ms: int | None
+    state: MaintenanceState
+    since_ms: int | None
+    deadline_at_ms: int | None
+    reason: str
+    by: str | None
+    op_id: str | None
+    left: tuple[str, ...]
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -65,6 +109,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     this_node: Id
     local: LocalView
     local_maintenance: MaintenanceView
+    daemons: Mapping[Id, DaemonView]
+    replicas: Mapping[Id, ReplicaView]
     peers: Mapping[Id, PeerView]
     avoid_list: Mapping[Id, AvoidEntry]
     recently_emitted: tuple[Emitted, ...]
@@ -77,13 +123,14 @@ class SnapshotBuilder:
 
     def __init__(self, state: MeshOsState) -> None:
         self._state = state
-        state.changed.clear()
-        state.changed_peers.clear()
+        self._settled()
         self.last = Snapshot(
             state.now_ms,
             state.this_node,
             _local(state),
-            MaintenanceView(),
+            _maintenance(state),
+            _daemons(state),
+            _replicas(state),
             _peers(state),
             MappingProxyType(dict(state.avoid)),
             tuple(state.emitted.values()),
@@ -97,74 +144,30 @@ class SnapshotBuilder:
         changed = state.changed
         if not changed:
             return last
+        if state.draining and not changed.isdisjoint(("daemons", "replicas")):
+            changed.update(("local", "local_maintenance"))
         self.last = Snapshot(
             state.now_ms,
             state.this_node,
             _local(state) if "local" in changed else last.local,
-            last.local_maintenance,
+            _maintenance(state) if "local_maintenance" in changed else last.local_maintenance,
+            _daemons(state, last.daemons) if "daemons" in changed else last.daemons,
+            _replicas(state, last.replicas) if "replicas" in changed else last.replicas,
             _peers(state, last.peers) if "peers" in changed else last.peers,
             MappingProxyType(dict(state.avoid)) if "avoid_list" in changed else last.avoid_list,
             tuple(state.emitted.values()) if "recently_emitted" in changed else last.recently_emitted,
             tuple(state.failures) if "recent_failures" in changed else last.recent_failures,
             MappingProxyType(state.counts.as_dict()) if "stats" in changed else last.stats,
         )
-        changed.clear()
-        state.changed_peers.clear()
+        self._settled()
         return self.last
 
-
-def document(snapshot: Snapshot, now_ms: int, show: Callable[[Id], Any] = lambda key: key) -> dict[str, Any]:
-    """The snapshot as plain values with ages and remaining times at `now_ms`, in the keys of `qd node`.
-
-    `show` turns an id into what people see; rows are sorted by id."""
-
-    def shown(key: Id | None) -> Any:
-        return None if key is None else show(key)
-
-    return {
-        "peers": [
-            {
-                "peer": show(peer),
-                "rtt_ms": view.rtt_ms,
-                "rtt_age_ms": None if view.rtt_at_ms is None else now_ms - view.rtt_at_ms,
-                "health": view.health and view.health.value,
-                "reason": view.health_reason or None,
-                "health_age_ms": None if view.health_at_ms is None else now_ms - view.health_at_ms,
-            }
-            for peer, view in sorted(snapshot.peers.items(), key=lambda item: by_id(item[0]))
-        ],
-        "avoid_list": [
-            {
-                "peer": show(peer),
-                "reason": entry.reason,
-                "age_ms": now_ms - entry.since_ms,
-                "expires_in_ms": max(0, entry.until_ms - now_ms),
-            }
-            for peer, entry in sorted(snapshot.avoid_list.items(), key=lambda item: by_id(item[0]))
-        ],
-        "local": _local_document(snapshot.local, now_ms),
-        "local_maintenance": {"state": snapshot.local_maintenance.state},
-        "recently_emitted": [
-            {
-                "kind": emitted.action.KIND,
-                "target": shown(emitted.action.target),
-                "age_ms": now_ms - emitted.at_ms,
-            }
-            for emitted in snapshot.recently_emitted
-        ],
-        "recent_failures": [
-            {
-                "age_ms": now_ms - failure.at_ms,
-                "source": failure.source,
-                "action": failure.action,
-                "target": shown(failure.target) if failure.action else failure.target,
-                "reason": failure.reason,
-                "retry_after_ms": failure.retry_after_ms,
-            }
-            for failure in snapshot.recent_failures
-        ],
-        "stats": dict(snapshot.stats),
-    }
+    def _settled(self) -> None:
+        state = self._state
+        state.changed.clear()
+        state.changed_peers.clear()
+        state.changed_daemons.clear()
+        state.changed_chains.clear()
 
 
 def _local(state: MeshOsState) -> LocalView:
@@ -176,52 +179,100 @@ def _local(state: MeshOsState) -> LocalView:
         life.by,
         life.op_id,
         life.cordoned,
-        _drain(life.drain),
+        _drain(state, life.drain),
         life.update.deadline_at_ms if life.update else None,
+        state.backpressure,
     )
 
 
-def _drain(drain: Drain | None) -> DrainView | None:
+def _drain(state: MeshOsState, drain: Drain | None) -> DrainView | None:
     if drain is None:
         return None
-    return DrainView(drain.since_ms, drain.deadline_at_ms, drain.by, drain.op_id)
+    return DrainView(drain.since_ms, drain.deadline_at_ms, drain.by, drain.op_id, tuple(state.left()))
+
+
+def _maintenance(state: MeshOsState) -> MaintenanceView:
+    mine = state.maintenance
+    left = tuple(state.left()) if mine.draining else ()
+    return MaintenanceView(
+        mine.state, mine.since_ms, mine.deadline_at_ms, mine.reason, mine.by, mine.op_id, left
+    )
+
+
+def _daemons(state: MeshOsState, before: Mapping[Id, DaemonView] | None = None) -> Mapping[Id, DaemonView]:
+    """All daemons, or those of `before` with the changed ones brought up to date."""
+    views = dict(before or {})
+    rows, intents = state.daemons, state.desired.daemons
+    for key in state.changed_daemons if before is not None else rows.keys() | intents.keys():
+        daemon, intent = rows.get(key), intents.get(key)
+        if daemon is None and intent is None:
+            views.pop(key, None)
+            continue
+        run = intent is not None and intent.run and intent.node in (None, state.this_node)
+        row = daemon or _NEVER_SEEN
+        views[key] = DaemonView(
+            None if intent is None else "run" if intent.run else "stop",
+            None if intent is None else intent.node,
+            _word(state, key, row),
+            row.health,
+            row.reason,
+            row.saturation,
+            row.restarts,
+            row.backoff.until_ms,
+            row.since_ms,
+            run and not row.running and held_by_cordon(state, row),
+        )
+    return MappingProxyType(views)
+
+
+_NEVER_SEEN = Daemon(0)
+
+
+def _word(state: MeshOsState, key: Id, daemon: Daemon) -> str:
+    """The state of a daemon in one word."""
+    if daemon.running:
+        return "stopping" if daemon.stopping else "running"
+    if ("start_daemon", key) in state.in_flight:
+        return "starting"
+    if daemon.backoff.until_ms is None:
+        return "stopped"
+    return "crash_looping" if daemon.backoff.looping else "backing_off"
+
+
+def _replicas(state: MeshOsState, before: Mapping[Id, ReplicaView] | None = None) -> Mapping[Id, ReplicaView]:
+    """All chains, or those of `before` with the changed ones brought up to date."""
+    views = dict(before or {})
+    chains, counts, intents = state.chains, state.desired.counts, state.desired.local
+    for key in state.changed_chains if before is not None else chains.keys() | counts.keys() | intents.keys():
+        chain, count, intent = chains.get(key), counts.get(key), intents.get(key)
+        if chain is not None:
+            holders = tuple(sorted(chain.holders, key=by_id))
+            pending, rebalanced_ms = chain.pending, chain.last_rebalance_ms
+            views[key] = ReplicaView(holders, count, chain.leader, intent, pending, rebalanced_ms)
+        elif count is not None or intent is not None:
+            views[key] = ReplicaView((), count, None, intent, False, None)
+        else:
+            views.pop(key, None)
+    return MappingProxyType(views)
 
 
 def _peers(state: MeshOsState, before: Mapping[Id, PeerView] | None = None) -> Mapping[Id, PeerView]:
     """All peers, or those of `before` with the changed ones brought up to date."""
-    peers = dict(before or {})
-    for peer in state.changed_peers if before is not None else state.rtt.keys() | state.health.keys():
-        rtt, health = state.rtt.get(peer), state.health.get(peer)
-        if rtt is None and health is None:
-            peers.pop(peer, None)
+    views = dict(before or {})
+    rtts, healths, mirrors = state.rtt, state.health, state.mirrors
+    for peer in state.changed_peers if before is not None else rtts.keys() | healths.keys() | mirrors.keys():
+        rtt, health, mirror = rtts.get(peer), healths.get(peer), mirrors.get(peer, UNTOUCHED)
+        if rtt is None and health is None and mirror is UNTOUCHED:
+            views.pop(peer, None)
             continue
-        peers[peer] = PeerView(
+        views[peer] = PeerView(
             rtt.rtt_ms if rtt else None,
             rtt.at_ms if rtt else None,
             health.health if health else None,
             health.reason if health else "",
             health.at_ms if health else None,
+            mirror.maintenance,
+            mirror.cordoned,
+            mirror.draining,
         )
-    return MappingProxyType(peers)
-
-
-def _local_document(local: LocalView, now_ms: int) -> dict[str, Any]:
-    drain = local.drain
-    return {
-        "state": local.state.word,
-        "since_ms": now_ms - local.since_ms,
-        "reason": local.reason,
-        "by": local.by,
-        "op_id": local.op_id,
-        "cordoned": local.cordoned,
-        "drain": drain
-        and {
-            "age_ms": now_ms - drain.since_ms,
-            "deadline_in_ms": drain.deadline_at_ms - now_ms,
-            "past_deadline": now_ms >= drain.deadline_at_ms,
-            "left": list(drain.left),
-            "by": drain.by,
-            "op_id": drain.op_id,
-        },
-        "update_deadline_in_ms": local.update_deadline_at_ms and local.update_deadline_at_ms - now_ms,
-    }
+    return MappingProxyType(views)

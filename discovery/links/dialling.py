@@ -77,7 +77,7 @@ async def dial(
         raise LocalError("no key to log in with; make one with `qd init` or add one to the ssh-agent")
     try:
         async with asyncio.timeout(timeout_s):
-            conn = await _connect(addr, sock, _options(pin, keys, username))
+            conn = await _connect(addr, sock, _options(pin, keys, username, addr))
             try:
                 return await _open(conn, pin, addr, methods or {}, limits or Limits(), counters)
             except BaseException:
@@ -91,10 +91,12 @@ async def dial(
         raise _explain(why, where, pin) from why
 
 
-def _options(pin: _Pin, keys: list[Key], username: str) -> asyncssh.SSHClientConnectionOptions:
+def _options(pin: _Pin, keys: list[Key], username: str, addr: Addr) -> asyncssh.SSHClientConnectionOptions:
     def make() -> asyncssh.SSHClientConnectionOptions:
         return asyncssh.SSHClientConnectionOptions(
             config=None,
+            host=addr[0],
+            port=addr[1],
             client_factory=lambda: pin,
             known_hosts=([], [], []),
             server_host_key_algs=["ssh-ed25519"],

@@ -21,7 +21,11 @@ ITEM_COST_BYTES = 256
 
 
 class Kind(IntEnum):
-    """What a frame is. CALL, STREAM, CANCEL and CREDIT go to who serves; the others come back from there."""
+    """What a frame is. CALL, STREAM, CANCEL, CREDIT and TUNNEL go to who serves; RESULT to END come back from there.
+
+    A tunnel is asked for with TUNNEL and granted with RESULT. Then each side sends at most the bytes that the other
+    granted it, and both end it with one SHUT each: only then is its id free. Kinds with BACK come from who serves.
+    """
 
     CALL = 0
     RESULT = 1
@@ -31,10 +35,17 @@ class Kind(IntEnum):
     END = 5
     CANCEL = 6
     CREDIT = 7
+    TUNNEL = 8
+    DATA = 9
+    DATA_BACK = 10
+    GRANT = 11
+    GRANT_BACK = 12
+    SHUT = 13
+    SHUT_BACK = 14
 
 
 class Frame(msgspec.Struct, array_like=True, frozen=True):
-    """One frame. `body`: params, a result, an item, an error, or the bytes of credit."""
+    """One frame. `body`: params, a result, an item, an error (a SHUT's may be None), bytes, or a number of them."""
 
     kind: Annotated[int, Meta(ge=0, le=255)]
     id: Annotated[int, Meta(ge=0, le=2**53)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["observe", "operate", "admin"]
-LoginKind = Literal["member", "home", "op", "mesh"]
+LoginKind = Literal["member", "home", "op", "mesh", "backbone", "join"]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""One link: calls and streams in both directions over one SSH channel.
+"""One link: calls, streams and tunnels in both directions over one SSH channel.
 
 A call that arrived is finished even when its caller is gone, so that no op stops half-way; its answer is
 dropped. A stream ends with its consumer. A stream sends at most `stream_window_bytes` ahead of what its
 consumer took: a slow consumer holds up its own stream's generator, never memory, other calls or other
-streams. A side that does not read at all is cut off at `max_unsent_bytes`.
+streams. A side that does not read at all is cut off at `max_unsent_bytes`. Tunnels have a module of their own.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import contextlib
 import itertools
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from discovery.errors import LocalError, QuarterdeckError, Refused, Unreachable
+from discovery.errors import LocalError, Refused, Unreachable
+from discovery.links.flow import Ended, Inbound, Outbound
 from discovery.links.frames import (
     ITEM_COST_BYTES,
     LENGTH_BYTES,
@@ -31,10 +32,12 @@ from discovery.links.frames import (
     error_of,
 )
 from discovery.links.limits import Limits, Login
+from discovery.links.tunnel import Tunnel, TunnelMethod
 from discovery.member import Addr, addr_text
 
-Handler = Callable[["Link", Any], Awaitable[Any] | AsyncIterator[Any]]
-"""`async def (link, params) -> result`, or an async generator `(link, params)` of a stream's items.
+_Plain = Callable[["Link", Any], Awaitable[Any] | AsyncIterator[Any]]
+Handler = _Plain | TunnelMethod
+"""`async def (link, params) -> result`, an async generator `(link, params)` of a stream's items, or a TunnelMethod.
 Params and results are plain values: dict, list, str, bytes, int, float, bool, None."""
 
 _CLOSE_FLUSH_S = 1.0
@@ -85,8 +88,12 @@ class Link:
         self._splitter = Splitter(limits.max_frame_bytes)
         self._ids = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Any]] = {}
-        self._inbound: dict[int, _Inbound] = {}
-        self._outbound: dict[int, _Outbound] = {}
+        self._inbound: dict[int, Inbound] = {}
+        self._outbound: dict[int, Outbound] = {}
+        self._asked: dict[int, Tunnel] = {}
+        self._granted: dict[int, Tunnel] = {}
+        """Tunnels asked for by us, and by the other side, until both sides have said that they end."""
+        self._tunnelling: dict[int, asyncio.Task[None]] = {}
         self._serving: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writable = asyncio.Event()
@@ -100,6 +107,13 @@ class Link:
     @property
     def closed(self) -> bool:
         return self._closed.is_set()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a call, a stream or a tunnel is under way, asked for by either side."""
+        return bool(
+            self._calls or self._inbound or self._serving or any(not t.closed for t in self._asked.values())
+        )
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Calls back once, when the link is closed by a side or by the network; soon if it is already."""
@@ -141,7 +155,7 @@ class Link:
         call = next(self._ids)
         frame = self._encode(Kind.STREAM, call, method, params)
         await self._drained()
-        inbound = self._inbound[call] = _Inbound(self._limits.stream_window_bytes)
+        inbound = self._inbound[call] = Inbound(self._limits.stream_window_bytes)
         self._write(frame)
         try:
             while True:
@@ -149,11 +163,41 @@ class Link:
                 if credit:
                     self._write(encode(Kind.CREDIT, call, body=credit))
                 yield item
-        except _Ended:
+        except Ended:
             return
         finally:
             if self._inbound.pop(call, None) and not inbound.ended:
                 self._write(encode(Kind.CANCEL, call))
+
+    async def tunnel(self, method: str, params: Any = None, timeout_s: float = 10.0) -> Tunnel:
+        """Bytes both ways with a TunnelMethod of the other side, once it has accepted (`tunnel.answer`).
+
+        Refused and RemoteError as sent by it; Unreachable when nothing came in time.
+        """
+        if len(self._asked) >= self._limits.max_calls:
+            raise Refused("busy", f"{self._limits.max_calls} tunnels under way on the link to {self._who()}")
+        call = next(self._ids)
+        frame = self._encode(Kind.TUNNEL, call, method, params)
+        tunnel = Tunnel(
+            call, self._send, self._drained, served=False, window=self._limits.stream_window_bytes
+        )
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        opened = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._drained()
+                self._calls[call], self._asked[call] = answer, tunnel
+                self._write(frame)
+                tunnel.offer()
+                tunnel.answer = await answer
+                opened = True
+                return tunnel
+        except TimeoutError as why:
+            raise Unreachable(f"{self._who()} did not answer {method!r} within {timeout_s:g} s") from why
+        finally:
+            self._calls.pop(call, None)
+            if call in self._asked and not opened:
+                tunnel.close()
 
     # --- the end
 
@@ -192,6 +236,12 @@ class Link:
             inbound.end(self._gone(maybe_arrived=True))
         for outbound in self._outbound.values():
             outbound.task.cancel()
+        for tunnel in (*self._asked.values(), *self._granted.values()):
+            tunnel.lost(self._gone(maybe_arrived=True))
+        for task in self._tunnelling.values():
+            task.cancel()
+        self._asked.clear()
+        self._granted.clear()
         callbacks, self._on_close = self._on_close, []
         for callback in callbacks:
             try:
@@ -225,20 +275,24 @@ class Link:
 
     def _take(self, frame: Frame, size: int) -> None:
         match frame.kind:
-            case Kind.CALL | Kind.STREAM:
+            case Kind.CALL | Kind.STREAM | Kind.TUNNEL:
                 self._begin(frame)
+            case Kind.DATA | Kind.DATA_BACK | Kind.GRANT | Kind.GRANT_BACK | Kind.SHUT | Kind.SHUT_BACK:
+                self._take_tunnelled(frame)
             case Kind.RESULT | Kind.ERROR if (answer := self._calls.get(frame.id)) is not None:
                 self.last_answer = time.monotonic()
                 if not answer.done():
                     if frame.kind == Kind.RESULT:
                         answer.set_result(frame.body)
+                        if (asked := self._asked.get(frame.id)) is not None:
+                            asked.accepted = True
                     else:
                         answer.set_exception(error_of(frame.body))
             case Kind.ITEM | Kind.END | Kind.ERROR if (inbound := self._inbound.get(frame.id)) is not None:
                 if frame.kind == Kind.ITEM:
                     inbound.put(frame.body, size + ITEM_COST_BYTES)
                 else:
-                    inbound.end(error_of(frame.body) if frame.kind == Kind.ERROR else _Ended())
+                    inbound.end(error_of(frame.body) if frame.kind == Kind.ERROR else Ended())
             case Kind.CREDIT if (outbound := self._outbound.get(frame.id)) is not None:
                 if not isinstance(frame.body, int) or not 0 < frame.body <= 2**32:
                     raise BadFrame("bad_frame", "credit that is no number of bytes")
@@ -246,23 +300,54 @@ class Link:
             case Kind.CANCEL if (outbound := self._outbound.get(frame.id)) is not None:
                 outbound.task.cancel()
 
+    def _take_tunnelled(self, frame: Frame) -> None:
+        tunnels = self._granted if frame.kind in (Kind.DATA, Kind.GRANT, Kind.SHUT) else self._asked
+        tunnel = tunnels.get(frame.id)
+        match frame.kind:
+            case Kind.DATA | Kind.DATA_BACK:
+                if tunnel is None:
+                    raise BadFrame("bad_frame", "data for a tunnel that there is not")
+                tunnel.arrived(frame.body)
+            case Kind.GRANT | Kind.GRANT_BACK if tunnel is not None:
+                tunnel.granted(frame.body)
+            case Kind.SHUT | Kind.SHUT_BACK if tunnel is not None:
+                del tunnels[frame.id]
+                tunnel.ended(frame.body)
+                if frame.kind == Kind.SHUT_BACK:
+                    self.last_answer = time.monotonic()
+                    answer = self._calls.get(frame.id)
+                    if answer is not None and not answer.done():
+                        answer.set_exception(error_of(frame.body))
+                elif not tunnel.accepted and (task := self._tunnelling.get(frame.id)) is not None:
+                    task.cancel()
+
     def _begin(self, frame: Frame) -> None:
-        if frame.id in self._serving:
+        if frame.id in self._serving or frame.id in self._granted:
             raise BadFrame("bad_frame", "an id that is in use")
         handler = self.methods.get(frame.method)
         if handler is None:
             self.counters["unknown_method"] += 1
-            return self._refuse(frame.id, Refused("unknown_method", f"no method {frame.method!r} here"))
-        if len(self._serving) >= self._limits.max_calls:
+            return self._refuse(frame, Refused("unknown_method", f"no method {frame.method!r} here"))
+        if max(len(self._serving), len(self._granted)) >= self._limits.max_calls:
             self.counters["calls_full"] += 1
             return self._refuse(
-                frame.id, Refused("busy", f"{self._limits.max_calls} calls under way on this link")
+                frame, Refused("busy", f"{self._limits.max_calls} calls under way on this link")
             )
+        if isinstance(handler, TunnelMethod) != (frame.kind == Kind.TUNNEL):
+            kind = "a tunnel" if isinstance(handler, TunnelMethod) else "no tunnel"
+            return self._refuse(frame, Refused("wrong_kind", f"{frame.method!r} is {kind}"))
         self._serving.add(frame.id)
-        if frame.kind == Kind.CALL:
+        if isinstance(handler, TunnelMethod):
+            window = self._limits.stream_window_bytes
+            tunnel = Tunnel(frame.id, self._send, self._drained, served=True, window=window)
+            task = self._tunnelling[frame.id] = asyncio.create_task(
+                self._serve_tunnel(frame, handler, tunnel)
+            )
+            self._granted[frame.id] = tunnel
+        elif frame.kind == Kind.CALL:
             task = asyncio.create_task(self._serve_call(frame, handler))
         else:
-            outbound = _Outbound(self._limits.stream_window_bytes)
+            outbound = Outbound(self._limits.stream_window_bytes)
             task = outbound.task = asyncio.create_task(self._serve_stream(frame, handler, outbound))
             self._outbound[frame.id] = outbound
         self._tasks.add(task)
@@ -272,11 +357,12 @@ class Link:
         self._tasks.discard(task)
         self._serving.discard(call)
         self._outbound.pop(call, None)
+        self._tunnelling.pop(call, None)
         if not task.cancelled() and (why := task.exception()) is not None:
             self.counters["handler_error"] += 1
             _log.debug("serving failed", exc_info=why)
 
-    async def _serve_call(self, frame: Frame, handler: Handler) -> None:
+    async def _serve_call(self, frame: Frame, handler: _Plain) -> None:
         try:
             served = handler(self, frame.body)
             if not isinstance(served, Awaitable):
@@ -288,7 +374,7 @@ class Link:
             await self._drained()
             self._write(out)
 
-    async def _serve_stream(self, frame: Frame, handler: Handler, outbound: _Outbound) -> None:
+    async def _serve_stream(self, frame: Frame, handler: _Plain, outbound: Outbound) -> None:
         items: Any = None
         turn = 0
         try:
@@ -316,13 +402,27 @@ class Link:
             await self._drained()
             self._write(out)
 
+    async def _serve_tunnel(self, frame: Frame, method: TunnelMethod, tunnel: Tunnel) -> None:
+        error: dict[str, Any] | None = None
+        try:
+            await method.serve(self, frame.body, tunnel)
+        except Exception as why:
+            self._count_failure(frame, why)
+            error = error_body(why)
+        finally:
+            tunnel.shut(error)
+
     def _encode_error(self, frame: Frame, why: Exception) -> bytearray:
-        if not isinstance(why, Refused | Unreachable):
-            self._failed(frame.method)
+        self._count_failure(frame, why)
         return encode(Kind.ERROR, frame.id, body=error_body(why))
 
-    def _refuse(self, call: int, why: Refused) -> None:
-        self._write(encode(Kind.ERROR, call, body=error_body(why)))
+    def _count_failure(self, frame: Frame, why: Exception) -> None:
+        if not isinstance(why, Refused | Unreachable):
+            self._failed(frame.method)
+
+    def _refuse(self, frame: Frame, why: Refused) -> None:
+        kind = Kind.SHUT_BACK if frame.kind == Kind.TUNNEL else Kind.ERROR
+        self._write(encode(kind, frame.id, body=error_body(why)))
 
     def _failed(self, what: str) -> None:
         self.counters["handler_error"] += 1
@@ -340,6 +440,9 @@ class Link:
                 f"{len(out)} bytes to send; one frame holds {self._limits.max_frame_bytes}: send it in pieces"
             )
         return out
+
+    def _send(self, kind: Kind, call: int, body: Any) -> None:
+        self._write(encode(kind, call, body=body))
 
     def _write(self, frame: bytearray) -> None:
         if self.closed:
@@ -367,69 +470,3 @@ class Link:
 
     def _who(self) -> str:
         return addr_text(self.addr)
-
-
-class _Ended(QuarterdeckError):
-    """A stream's regular end."""
-
-
-class _Inbound:
-    """A stream of the other side, as far as it arrived and was not taken yet."""
-
-    def __init__(self, window: int) -> None:
-        self._window = window
-        self._items: deque[tuple[Any, int]] = deque()
-        self._ahead = 0
-        self._taken = 0
-        self._end: QuarterdeckError | None = None
-        self._news = asyncio.Event()
-
-    @property
-    def ended(self) -> bool:
-        return self._end is not None
-
-    def put(self, item: Any, cost: int) -> None:
-        if self._ahead >= self._window:
-            raise BadFrame("overrun", "a stream sent beyond its window")
-        self._ahead += cost
-        self._items.append((item, cost))
-        self._news.set()
-
-    def end(self, why: QuarterdeckError) -> None:
-        self._end = self._end or why
-        self._news.set()
-
-    async def next(self) -> tuple[Any, int]:
-        """The next item, and the credit to give back now (0: not worth a frame yet)."""
-        while not self._items:
-            if self._end is not None:
-                raise self._end
-            self._news.clear()
-            await self._news.wait()
-        item, cost = self._items.popleft()
-        self._taken += cost
-        if self._taken < self._window // 2:
-            return item, 0
-        credit, self._taken = self._taken, 0
-        self._ahead -= credit
-        return item, credit
-
-
-class _Outbound:
-    """A stream served here: its task, and how far it may run ahead."""
-
-    task: asyncio.Task[None]
-
-    def __init__(self, window: int) -> None:
-        self._credit = window
-        self._granted = asyncio.Event()
-
-    def grant(self, credit: int) -> None:
-        self._credit += credit
-        self._granted.set()
-
-    async def spend(self, cost: int) -> None:
-        while self._credit <= 0:
-            self._granted.clear()
-            await self._granted.wait()
-        self._credit -= cost

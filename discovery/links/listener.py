@@ -163,17 +163,28 @@ class Listener:
                 self.counters["accept_error"] += 1
                 await asyncio.sleep(_ACCEPT_PAUSE_S)
                 continue
-            addr: Addr = peer[:2]
-            self.counters["accepted"] += 1
-            if (code := self._judge(addr)) is not None:
-                sock.close()
-                self.refused(code, addr, None)
-                continue
-            door = _Door(loop, self._options, self, addr)
-            self._doors[door] = None
-            task = asyncio.create_task(self._admit(loop, door, sock))
-            self._admitting.add(task)
-            task.add_done_callback(self._admitting.discard)
+            self.take(sock, peer[:2])
+
+    def take(self, sock: socket.socket, addr: Addr) -> str | None:
+        """Treats a connected stream socket as accepted from `addr`, by the same limits; it is the listener's now.
+
+        None, or the code of the rule that turned it away (`closing` when this listener ends); it is closed then.
+        """
+        if self._sock.fileno() < 0:
+            sock.close()
+            return "closing"
+        self.counters["accepted"] += 1
+        if (code := self._judge(addr)) is not None:
+            sock.close()
+            self.refused(code, addr, None)
+            return code
+        loop = asyncio.get_running_loop()
+        door = _Door(loop, self._options, self, addr)
+        self._doors[door] = None
+        task = loop.create_task(self._admit(loop, door, sock))
+        self._admitting.add(task)
+        task.add_done_callback(self._admitting.discard)
+        return None
 
     async def _admit(self, loop: asyncio.AbstractEventLoop, door: _Door, sock: socket.socket) -> None:
         try:

@@ -59,7 +59,10 @@ def key_line(blob: bytes) -> str:
 
 
 def tune(sock: socket.socket) -> None:
-    """No waiting for more to send, and no waiting for ever for a host that is gone."""
+    """No waiting for more to send, and no waiting for ever for a host that is gone. A socket that is no TCP's has
+    neither fault."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)

@@ -17,6 +17,7 @@ from discovery.swim.effects import (
     Sentinels,
     Synced,
 )
+from discovery.swim.notes import Keeper
 from discovery.swim.rules import Tombstone
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Effect",
     "Evicted",
     "Joined",
+    "Keeper",
     "LeaveDone",
     "PersistIncarnation",
     "PushPull",

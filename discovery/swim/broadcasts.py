@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from discovery.swim.notes import Aging
+
 _LENGTH_MAX = 4_096
 
 
@@ -16,13 +18,13 @@ class Broadcasts:
     __slots__ = ("_rows", "_told")
 
     def __init__(self) -> None:
-        self._rows: list[dict[Hashable, bytes]] = [{}]
+        self._rows: list[dict[Hashable, bytes | Aging]] = [{}]
         self._told: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
         return len(self._told)
 
-    def put(self, subject: Hashable, message: bytes) -> bool:
+    def put(self, subject: Hashable, message: bytes | Aging) -> bool:
         """Queues news; False when that very message is queued already. The most told goes when there is no
         room."""
         told = self._told.get(subject)
@@ -44,12 +46,12 @@ class Broadcasts:
         if told is not None:
             del self._rows[told][subject]
 
-    def take(self, room: int, limit: int) -> list[bytes]:
+    def take(self, room: int, limit: int, now: float = 0.0) -> list[bytes]:
         """Messages that together fit into `room` bytes, the least told and then the newest first; each
-        counts as told once more, and goes at `limit`."""
+        counts as told once more, and goes at `limit`. Notes tell their age as of `now`."""
         if not self._told:
             return []
-        chosen: list[tuple[int, Hashable, bytes]] = []
+        chosen: list[tuple[int, Hashable, bytes | Aging]] = []
         misses = 0
         for told, row in enumerate(self._rows):
             for subject in reversed(row):
@@ -72,7 +74,7 @@ class Broadcasts:
                 self._rows.append({})
             self._rows[told + 1][subject] = message
             self._told[subject] = told + 1
-        return [message for _, _, message in chosen]
+        return [m.at(now) if isinstance(m, Aging) else m for _, _, m in chosen]
 
     def clear(self) -> None:
         self._rows = [{}]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import Any
 
@@ -20,6 +20,7 @@ from discovery.swim import effects as fx
 from discovery.swim.config import SwimConfig, vitals_spacing_s
 from discovery.swim.greeting import Greeter
 from discovery.swim.judge import Judge
+from discovery.swim.notes import Aging, Keeper
 from discovery.swim.probing import NONCE_BITS, Prober
 from discovery.swim.rules import Tombstone
 from discovery.swim.syncing import Syncer
@@ -82,6 +83,7 @@ class Swim:
             wire.GoodbyeAck: self._on_goodbye_ack,
             wire.Want: self._on_want,
             wire.Load: self._on_load,
+            wire.Note: lambda m, sender, addr, reply: self._syncer.hear(m, sender),
         }
 
     # what may be looked at
@@ -229,6 +231,27 @@ class Swim:
         self._turn(now)
         self.view.me.vitals, self.view.me.vitals_at = vitals, now
         self._tell_load()
+
+    def keep_notes(self, keeper: Keeper) -> None:
+        """Who judges notes and gives those that a push/pull carries; without one they are dropped."""
+        self.view.keeper = keeper
+
+    def spread(self, topic: int, subject: str, body: bytes, now: float, age_s: float = 0.0) -> None:
+        """Broadcasts a note of mine to everybody."""
+        self._turn(now)
+        self.view.spread(Aging(topic, subject, body, now - age_s))
+
+    def send_note(
+        self, nodes: Iterable[int], topic: int, subject: str, body: bytes, now: float, age_s: float = 0.0
+    ) -> None:
+        """A note to these members directly, once; those not in view are passed over."""
+        self._turn(now)
+        part = Aging(topic, subject, body, now - age_s).at(now)
+        for node in nodes:
+            member = self.view.members.get(node)
+            addr = self.view.addr_of(member) if member is not None and member.present else None
+            if addr is not None:
+                self.view.send(addr, [part])
 
     def leave(self, now: float) -> None:
         """Says goodbye to every member; `LeaveDone` follows. This node is silent afterwards."""
@@ -466,5 +489,5 @@ class Swim:
 
 
 _MEMBERS_ONLY = frozenset(
-    (wire.Ping, wire.Ack, wire.PingRequest, wire.Nack, wire.Want, wire.Load, wire.GoodbyeAck)
+    (wire.Ping, wire.Ack, wire.PingRequest, wire.Nack, wire.Want, wire.Load, wire.Note, wire.GoodbyeAck)
 )

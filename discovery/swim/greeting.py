@@ -43,13 +43,16 @@ class Greeter:
         """Adds seeds and greets them now."""
         view = self.view
         own = {(host, port) for host, port in view.me.record.addrs}
+        new = not (view.synced and view.ring)
         for addr in addrs:
             if addr in own or not dialable(addr, True):
                 continue
             if len(self.seeds) >= _SEEDS_MAX and addr not in self.seeds:
                 del self.seeds[next(iter(self.seeds))]
+            new = new or addr not in self.seeds
             self.seeds.setdefault(addr, None)
-        self._wait = view.config.join_retry_min_s
+        if new:
+            self._wait = view.config.join_retry_min_s
         if self.seeds:
             view.timers.set("join", view.now)
 
@@ -58,13 +61,17 @@ class Greeter:
         self.seeds.pop(addr, None)
 
     def join_due(self) -> None:
-        """Greets the seeds, and again later, until this node knows somebody."""
+        """Greets the seeds, and again later, until this node knows somebody; then for a while those alone where nobody
+        answers, as a seed may be of another part of the mesh."""
         view = self.view
-        if not self.seeds or (view.synced and view.ring):
+        known = view.synced and bool(view.ring)
+        seeds = [addr for addr in self.seeds if not (known and self._met(addr))]
+        if not seeds or view.leaving:
             return
-        seeds = list(self.seeds)
         for addr in view.rng.sample(seeds, min(len(seeds), _SEEDS_AT_ONCE)):
             self.greet(addr)
+        if known and self._wait >= view.config.join_retry_max_s:
+            return
         view.timers.set("join", view.now + self._wait * (0.75 + view.rng.random() / 2))
         self._wait = min(self._wait * 2, view.config.join_retry_max_s)
 
@@ -89,6 +96,14 @@ class Greeter:
         record = view.tombstones[chosen].record
         for addr in self._addrs(record)[:_INTRODUCTIONS]:
             self.greet(addr)
+
+    def _met(self, addr: Addr) -> bool:
+        """Whether a present member has answered at this seed."""
+        node = self.view.by_addr.get(addr)
+        member = self.view.members.get(node) if node is not None else None
+        return self._present(self.seeds[addr]) or (
+            member is not None and member.present and member.addr == addr
+        )
 
     def _present(self, node: int | None) -> bool:
         member = self.view.members.get(node) if node is not None else None

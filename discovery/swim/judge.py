@@ -343,7 +343,9 @@ class Judge:
 
     def suspicious(self, node: int) -> None:
         """A closed link, an ICMP refusal: proves nothing, and is reason enough to look at once."""
-        member = self.view.members.get(node)
+        member, case = self.view.members.get(node), self.suspicions.get(node)
+        if case is not None and case.refused_me:
+            return
         if member is not None and member.present and not self.excused(member):
             self.connect(member)
 
@@ -400,7 +402,7 @@ class Judge:
             if case is not None:
                 case.refused_me, case.opened_to_me = True, False
                 self._exited(member, case)
-        self.look(node, view.now)
+        self.look(node, view.now if witness else -inf)
 
     # accused oneself
 

@@ -11,6 +11,7 @@ from discovery.lifecycle import Evidence, State
 from discovery.swim import effects as fx
 from discovery.swim.greeting import Greeter
 from discovery.swim.judge import Judge
+from discovery.swim.notes import Aging
 from discovery.swim.rules import TombRuling, Tombstone, tomb_ruling
 from discovery.swim.view import View
 
@@ -18,7 +19,6 @@ _TOMBS_RECENT_S = 600.0
 _TOMBS_SAMPLE = 64
 _REST_S = 0.5
 _DIFFERS_SPACING_S = 1.0
-_DOUBT_SPACING_S = 2.0
 _DOUBT_SPACING_S = 2.0
 _PAGE_BYTES = 900_000
 _EMPTY = b"\x90"
@@ -67,7 +67,9 @@ class Syncer:
             entry = (node, tomb.incarnation, int(tomb.final))
             (recent if view.now - tomb.at < _TOMBS_RECENT_S else old).append(entry)
         sample = old if len(old) <= _TOMBS_SAMPLE else view.rng.sample(old, _TOMBS_SAMPLE)
-        body = wire.SyncRequest(view.me.signed, members, recent + sample, len(sample) == len(old))
+        body = wire.SyncRequest(
+            view.me.signed, members, recent + sample, len(sample) == len(old), self._notes()
+        )
         return wire.encode_sync(body)
 
     def answer(self, body: bytes, sender: int) -> bytes:
@@ -108,7 +110,8 @@ class Syncer:
         if len(wants) > wire.WANT_MAX:
             view.effects.append(fx.PushPull(sender))
             wants = wants[: wire.WANT_MAX]
-        return wire.encode_sync(wire.SyncAnswer(view.me.signed, records, tombs, wants, more))
+        self._hear(request.notes, sender)
+        return wire.encode_sync(wire.SyncAnswer(view.me.signed, records, tombs, wants, more, self._notes()))
 
     def _tombs_for(
         self,
@@ -189,6 +192,7 @@ class Syncer:
             view.learn(signed, sender, None, tell=view.synced)
         for tomb in answer.tombs:
             self._take(tomb, sender)
+        self._hear(answer.notes, sender)
         member = view.members.get(sender)
         where = view.addr_of(member) if member is not None else None
         if where is not None:
@@ -197,6 +201,22 @@ class Syncer:
             view.effects.append(fx.PushPull(sender))
         else:
             self.greeter.synced()
+
+    def _notes(self) -> list[wire.Note]:
+        keeper = self.view.keeper
+        return [] if keeper is None else list(keeper.held(self.view.now))[: wire.NOTES_MAX]
+
+    def _hear(self, notes: list[wire.Note], sender: int) -> None:
+        """Takes in the notes of a push/pull: news is passed on as if it had come by gossip."""
+        for note in notes:
+            self.hear(note, sender)
+
+    def hear(self, note: wire.Note, sender: int) -> None:
+        """One note of a member: news to the keeper is passed on, at its age."""
+        view = self.view
+        if view.keeper is not None and view.keeper.heard(note, sender, view.now):
+            born = view.now - note.age_ms / 1000
+            view.spread(Aging(note.topic, note.subject, note.body, born))
 
     def records_of(self, ids: list[int]) -> list[bytes]:
         """The newest word I hold of each, a goodbye included."""

@@ -20,6 +20,7 @@ from discovery.member import Addr, Member, Record, SignedRecord, Vitals, open_re
 from discovery.swim import effects as fx
 from discovery.swim.broadcasts import Broadcasts
 from discovery.swim.config import SwimConfig, retransmit_limit
+from discovery.swim.notes import Aging, Keeper
 from discovery.swim.rules import Ruling, Tombstone, dialable, ruling, same_host
 from discovery.swim.timers import Timers
 
@@ -99,6 +100,7 @@ class View:
         self.changed_at = now
         """When the set of records last changed: views are compared only at rest."""
         self.hash = self._mark(record)
+        self.keeper: Keeper | None = None
         self.hears_of_itself: Callable[[Record], None] = lambda record: None
         self.renewed: Callable[[Member, bool], None] = lambda member, reborn: None
         self.gone: Callable[[int], None] = lambda node: None
@@ -136,11 +138,11 @@ class View:
             self.send_all(addr, parts)
             return
         if len(self.news):
-            extra = self.news.take(room, self._limit)
+            extra = self.news.take(room, self._limit, self.now)
             parts = parts + extra
             room -= sum(map(len, extra))
         if len(self.loads) and room > 40:
-            parts = parts + self.loads.take(min(room, 300), _LOAD_LIMIT)
+            parts = parts + self.loads.take(min(room, 300), _LOAD_LIMIT, self.now)
         self.effects.append(fx.Send(addr, wire.join(parts)))
 
     def send_all(self, addr: Addr, parts: list[bytes]) -> None:
@@ -160,6 +162,12 @@ class View:
     def say(self, subject: Hashable, message: wire.AnyMessage) -> None:
         """Broadcasts news, beginning at once."""
         if self.ring and self.news.put(subject, wire.encode(message)):
+            at = max(self.now, self._gossiped_at + self.config.gossip_spacing_s)
+            self.timers.sooner("gossip", at)
+
+    def spread(self, note: Aging) -> None:
+        """Broadcasts a note, beginning at once; a newer one about the same subject replaces it."""
+        if self.ring and self.news.put((note.topic, note.subject), note):
             at = max(self.now, self._gossiped_at + self.config.gossip_spacing_s)
             self.timers.sooner("gossip", at)
 

@@ -447,11 +447,12 @@ def test_document_carries_the_loops_own_counts() -> None:
     assert shown["peers"][0]["peer"] == "7"
 
 
-def test_tick_published_by_others_is_folded_like_any_event() -> None:
+def test_tick_published_by_others_is_taken_and_means_nothing() -> None:
     hand = Hand()
-    hand.loop.try_publish(Tick())
+    hand.loop.try_publish(Tick(late_ms=9000))
     hand.tick()
     assert hand.loop.stats()["events"] == 1
+    assert hand.loop.state.own_health.late is False
 
 
 def test_event_types_without_a_fold_are_taken_quietly() -> None:

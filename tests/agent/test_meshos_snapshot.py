@@ -28,6 +28,8 @@ ME = 100
 SECTIONS = (
     "local",
     "local_maintenance",
+    "daemons",
+    "replicas",
     "peers",
     "avoid_list",
     "recently_emitted",
@@ -126,6 +128,9 @@ def test_document_has_ages_and_remaining_times_of_the_moment_it_is_made(built: S
             "health": "degraded",
             "reason": "suspected",
             "health_age_ms": 3500,
+            "maintenance": "active",
+            "cordoned": False,
+            "draining": False,
         }
     ]
     assert shown["avoid_list"] == [
@@ -142,7 +147,7 @@ def test_document_has_ages_and_remaining_times_of_the_moment_it_is_made(built: S
             "retry_after_ms": None,
         }
     ]
-    assert shown["local_maintenance"] == {"state": "active"}
+    assert shown["local_maintenance"]["state"] == "active"
     assert shown["stats"]["failures"] == 1
 
 

@@ -30,6 +30,7 @@ ARGS = {
     "drain": {"deadline_ms": 300_000},
     "maintenance_enter": {"deadline_ms": 5},
     "drop_replicas": {"chains": ["x"]},
+    "rotate_key": {"retire_ms": 60_000},
 }
 
 
@@ -64,6 +65,7 @@ def altered(message: bytes, **fields: object) -> bytes:
         ("clear_avoid", "clear_avoid_list", {}),
         ("drop_replicas", "drop_replicas", {"chains": ["x"]}),
         ("invalidate_placement", "invalidate_placement", {}),
+        ("rotate_key", "rotate_key", {"retire_ms": 60_000}),
     ],
 )
 def test_verb_travels_as_its_wire_op_and_comes_back(verb: str, wire: str, args: dict[str, object]) -> None:
@@ -83,13 +85,14 @@ def test_verb_travels_as_its_wire_op_and_comes_back(verb: str, wire: str, args: 
     assert (op.verb, op.op_id) == (verb, OP_ID)
     assert op.deadline_ms == args.get("deadline_ms")
     assert op.chains == args.get("chains", [])
+    assert op.retire_ms == args.get("retire_ms")
     assert glimpse(message) == (OP_ID, verb)
 
 
 def test_every_verb_is_tested_and_has_a_role() -> None:
-    assert len(VERBS) == 12
+    assert len(VERBS) == 13
     assert {v.role for v in VERBS.values()} <= set(ROLES)
-    assert [name for name, v in VERBS.items() if v.role == "admin"] == ["drop_replicas"]
+    assert [name for name, v in VERBS.items() if v.role == "admin"] == ["drop_replicas", "rotate_key"]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ EVERY = [
     wire.GoodbyeAck(1),
     wire.Want([1, 2, 3]),
     wire.Load(1, 2, 3, VITALS),
+    wire.Note(1, "alpha", b"claim", 1500),
 ]
 
 

@@ -204,7 +204,7 @@ class Fleet:
         for agent in agents:
             wait_for(
                 lambda agent=agent: all(
-                    r["rtt_ms"] is not None for r in self.rows(agent).values() if r["source"] != "self"
+                    r["rtt_ms"] is not None for r in self.rows(agent).values() if r["source"] == "gossip"
                 ),
                 f"{agent.name} has an answer from everybody",
             )

@@ -202,10 +202,16 @@ def test_proof_holds_on_the_default_fleet(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     findings = json.loads(done.stdout)
-    verdicts = {finding["verdict"] for finding in findings}
-    assert verdicts == {"pass", "planned"}
-    assert [f["what"] for f in findings if f["verdict"] == "planned"] == [
-        "cross-mesh kill of a node the caller never spawned",
-        "lease takeover",
-    ]
+    assert [f["what"] for f in findings if f["verdict"] != "pass"] == []
+    played = " ".join(f["what"] for f in findings)
+    for promise in (
+        "same meshes",
+        "lease",
+        "another mesh",
+        "unknown operator",
+        "trail",
+        "SIGSTOP",
+        "signal 9",
+    ):
+        assert promise in played
     assert not list(tmp_path.iterdir())

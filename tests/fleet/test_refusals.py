@@ -18,7 +18,8 @@ from agent.home import Home, read_secret
 from discovery.identity import Identity, verify
 from discovery.lifecycle import State
 from discovery.member import Record
-from discovery.pool import Pool, bind_pair
+from discovery.pool import Pool
+from discovery.port import Port, bind_pair
 from discovery.seal import Keyring, Opener, Sealer
 from discovery.swim import Swim, SwimConfig
 from tests.fleet.harness import BIN, Fleet, wait_for
@@ -174,9 +175,10 @@ def test_hostile_words_of_a_member_reach_the_terminal_harmless(fleet: Fleet) -> 
         swim = Swim(
             record=record, sign=key.sign, verify=verify, config=SwimConfig.lan(), rng=random.Random(3), now=time.monotonic()
         )  # fmt: skip
+        here = Port(udp, on_incompatible=lambda *words: None)
         pool = Pool(
-            swim, Sealer(sealing, "mesh/alpha", key.id, wall_ms(), bytes(8)), Opener(sealing, "mesh/alpha"), udp,
-            on_effect=lambda effect: None, on_persist=lambda n: None, on_incompatible=lambda *words: None,
+            swim, Sealer(sealing, "mesh/alpha", key.id, wall_ms(), bytes(8)), Opener(sealing, "mesh/alpha"), here,
+            on_effect=lambda effect: None, on_persist=lambda n: None,
         )  # fmt: skip
         host, _, port = fleet.addr(a).rpartition(":")
         swim.join([(host, int(port))], time.monotonic())
@@ -189,6 +191,7 @@ def test_hostile_words_of_a_member_reach_the_terminal_harmless(fleet: Fleet) -> 
             assert "mallory" in done.stdout
             assert "\x1b" not in done.stdout and "\x07" not in done.stdout
         pool.close()
+        here.close()
         tcp.close()
 
     asyncio.run(hostile_member())

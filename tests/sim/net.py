@@ -1,7 +1,7 @@
 """A network in memory, in virtual time: hundreds of nodes, links that drop, delay, duplicate, reorder and cut.
 
 The engine is the real one, bytes and all; only sockets, clocks and signatures are played. Every node's clock
-starts elsewhere, so nothing can lean on a common time.
+starts elsewhere and, with `skew`, goes at its own pace, so nothing can lean on a common time.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from discovery.swim import (
     Synced,
 )
 
+MESH = "sim"
 PORT = 7000
 CONNECT_TIMEOUT_S = 1.0
 BUFFER_PACKETS = 300
@@ -91,6 +92,12 @@ class SimNode:
     buffer: list[tuple[bytes, int, Addr]] = field(default_factory=list)
     left_at: float | None = None
     life: int = 0
+    rate: float = 1.0
+    """Seconds of its clock to one of the world's."""
+
+    def clock(self, now: float) -> float:
+        """What its monotonic clock shows at this time of the world."""
+        return self.offset + self.rate * now
 
     @property
     def view(self) -> dict[int, State]:
@@ -100,11 +107,14 @@ class SimNode:
 class Net:
     """The world: nodes by index, a heap of what happens next, and the state of every link."""
 
-    def __init__(self, seed: int, config: SwimConfig | None = None, *, one_host: bool = False) -> None:
+    def __init__(
+        self, seed: int, config: SwimConfig | None = None, *, one_host: bool = False, skew: float = 0.0
+    ) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.config = config or SwimConfig.lan()
         self.one_host = one_host
+        self.skew = skew
         self.keys = Keys()
         self.now = 0.0
         self.nodes: list[SimNode] = []
@@ -141,6 +151,8 @@ class Net:
         node = SimNode(
             index, pub, sign, addr, host, int.from_bytes(pub[:8], "little"), self.rng.uniform(0, 1e5)
         )
+        if self.skew:
+            node.rate += self.rng.uniform(-self.skew, self.skew)
         self.nodes.append(node)
         self.by_id[node.id] = node
         self.by_addr[addr] = node
@@ -166,7 +178,7 @@ class Net:
         node.swim = Swim(
             record=Record(
                 pub=node.pub,
-                mesh="sim",
+                mesh=MESH,
                 incarnation=node.incarnation,
                 version=1,
                 addrs=[node.addr],
@@ -177,11 +189,11 @@ class Net:
             verify=self.keys.verify,
             config=self.config,
             rng=random.Random(self.rng.getrandbits(64)),
-            now=self.now + node.offset,
+            now=node.clock(self.now),
         )
         addrs = [self.nodes[i].addr for i in seeds]
         if addrs:
-            node.swim.join(addrs, self.now + node.offset)
+            node.swim.join(addrs, node.clock(self.now))
         self.after(node)
 
     # what may happen
@@ -206,15 +218,15 @@ class Net:
         node.paused = False
         if not node.up:
             return
-        node.swim.wake(self.now + node.offset)
+        node.swim.wake(node.clock(self.now))
         self.after(node)
         waiting, node.buffer = node.buffer, []
         for body, sender, addr in waiting:
-            node.swim.receive(body, sender, addr, self.now + node.offset)
+            node.swim.receive(body, sender, addr, node.clock(self.now))
         self.after(node)
 
     def leave(self, node: SimNode) -> None:
-        node.swim.leave(self.now + node.offset)
+        node.swim.leave(node.clock(self.now))
         self.after(node)
 
     def split(self, side: Iterable[int]) -> None:
@@ -228,9 +240,9 @@ class Net:
     def call(self, node: SimNode, method: str, *args: Any, **kwargs: Any) -> Any:
         """An input of the engine, at this node's own time."""
         if method in ("update_self",):
-            result = node.swim.update_self(self.now + node.offset, **kwargs)
+            result = node.swim.update_self(node.clock(self.now), **kwargs)
         else:
-            result = getattr(node.swim, method)(*args, self.now + node.offset)
+            result = getattr(node.swim, method)(*args, node.clock(self.now))
         self.after(node)
         return result
 
@@ -268,7 +280,7 @@ class Net:
             return
         if node.paused:
             return
-        node.swim.wake(self.now + node.offset)
+        node.swim.wake(node.clock(self.now))
         self.after(node)
 
     def after(self, node: SimNode) -> None:
@@ -277,7 +289,7 @@ class Net:
             self._DO[type(effect)](self, node, effect)
         if not node.up:
             return
-        due = node.swim.deadline() - node.offset + 1e-9
+        due = (node.swim.deadline() - node.offset) / node.rate + 1e-9
         if due < self.now:
             due = self.now
         if due < node.wake_at:
@@ -320,7 +332,7 @@ class Net:
             if len(target.buffer) < BUFFER_PACKETS:
                 target.buffer.append((body, sender, source.addr))
         elif target.up:
-            target.swim.receive(body, sender, source.addr, self.now + target.offset)
+            target.swim.receive(body, sender, source.addr, target.clock(self.now))
             self.after(target)
         elif target.host_up and self.icmp:
             self.at(self.now + self._hop(), self._refused, source, target)

@@ -390,3 +390,89 @@ async def send_refused(
         "reason": "the key SHA256:t9QbL0 is not in authorized_operators of this host",
         "skew_ms": 0,
     }
+
+
+def mesh(name: str, total: int = 4, holder: int = 0, **changes: Any) -> dict[str, Any]:
+    """A mesh's row as an agent serves it; `holder` numbers the gateway that publishes it, 0 is nobody."""
+    by: dict[str, Any] = {"id": None, "name": None, "addr": None}
+    if holder:
+        by = {
+            "id": f"{holder:016x}",
+            "name": f"{name}.gateway.{holder:06x}",
+            "addr": f"10.0.0.{holder % 250}:7946",
+        }
+    nodes = {"total": total} | dict.fromkeys(
+        ("joining", "degraded", "updating", "draining", "leaving", "dead"), 0
+    )
+    return {
+        "mesh": name,
+        "publisher": by,
+        "epoch": 3 if holder else None,
+        "version": 118 if holder else None,
+        "expires_in_ms": 4_600 if holder else None,
+        "expired": False,
+        "nodes": {**nodes, "alive": total},
+        "cpu": 0.2,
+        "mem": 0.5,
+        "age_ms": 900,
+        "home": False,
+        "pub": f"SHA256:{name}key",
+        "impostors": [],
+        "backbone": "pool",
+        "route": "direct",
+        "rtt_ms": 18.2,
+        "listed": True,
+        "reason": None,
+    } | changes
+
+
+def meshes() -> list[dict[str, Any]]:
+    """Five meshes: one's own, one that goes well, one behind a relay, one expired, one that tells only counts."""
+    own = dict.fromkeys(("route", "rtt_ms", "listed"))
+    states = {
+        "total": 9,
+        "alive": 5,
+        "degraded": 1,
+        "draining": 1,
+        "updating": 1,
+        "dead": 1,
+        "joining": 0,
+        "leaving": 0,
+    }
+    return [
+        mesh("alpha", 9, 0x4F1A77, age_ms=0, home=True, nodes=states, cpu=0.28, **own),
+        mesh("beta", 4, 0xB03C21, home=True, epoch=12),
+        mesh("gamma", 1, 0x6B2F00, route="relay", rtt_ms=42.0, publisher={
+            "id": f"{0x6B2F00:016x}", "name": "gamma.console.6b2f00", "addr": "10.9.0.4:7946"}),
+        mesh("delta", 3, 0xDE17A0, expired=True, expires_in_ms=-36_000, age_ms=42_000, cpu=None, mem=None, rtt_ms=None),
+        mesh("omega", 200, 0x0E6A01, listed=False, rtt_ms=7.5),
+    ]  # fmt: skip
+
+
+def remote(name: str, number: int, **changes: Any) -> dict[str, Any]:
+    """A row of another mesh, as its publisher tells it: nothing is measured from here."""
+    return row(name, number, **{"source": "directory", "rtt_ms": None, "history": None, **changes})
+
+
+def everywhere() -> list[dict[str, Any]]:
+    """The nodes of `meshes`: alpha's own, the others by the directory, delta's as those of an expired mesh."""
+    gone = {"kind": "silent", "by": [], "text": "mesh delta expired: nothing heard from it for 42 s"}
+    lost = {"state": "dead", "expired": True, "evidence": gone, "cpu": None, "mem": None, "since_ms": 36_000}
+    return [
+        *(r for r in fleet() if r["mesh"] == "alpha"),
+        remote("beta.gateway.b03c21", 0xB03C21, cpu=0.12, mem=0.44),
+        remote(
+            "beta.broker.77aa01", 0x77AA01, cpu=0.31, mem=0.61, state="degraded", reason="memory over 95 %"
+        ),
+        remote("beta.broker.d2c9f0", 0xD2C9F0, cpu=0.22, mem=0.57),
+        remote("beta.broker.e4410c", 0xE4410C, cpu=0.17, mem=0.48),
+        remote("gamma.console.6b2f00", 0x6B2F00, cpu=0.01, mem=0.19),
+        remote("delta.gateway.de17a0", 0xDE17A0, **lost, last_seen_ms=43_000),
+        remote("delta.broker.de17b1", 0xDE17B1, **lost, last_seen_ms=44_000),
+        remote("delta.broker.de17c2", 0xDE17C2, **lost, last_seen_ms=44_000),
+    ]
+
+
+def wide_frame(**changes: Any) -> dict[str, Any]:
+    """The first frame of an agent that sees every mesh."""
+    return first_frame(everywhere(), meshes=meshes()) | changes

@@ -99,7 +99,7 @@ def test_map_draws_measured_paths_only() -> None:
         async with console(size=WIDE) as here:
             await here.press("2")
             await here.shows(
-                "no measured path from here", "round trips as each lane's first node measures them"
+                "no measured path from here", "round trips as alpha.console.31aa90 measures them"
             )
             assert "├─ 0.3ms" in here.line("gateway.4f1a77")
             assert "ms" not in here.line("broker.d2c9f0")
@@ -306,10 +306,10 @@ def test_help_lists_every_key_of_this_view_and_only_views_that_exist() -> None:
             await here.press("?")
             await here.shows("Help · fleet", "Drain:", "Kill:", "Columns of this view")
             assert "cordon" not in here.text.split("Columns of this view")[0].lower()
-            for absent in ("Daemons", "Chains", "Audit", "Logs", "Meshes", "invalidate"):
+            for absent in ("Daemons", "Chains", "Audit", "Logs", "invalidate"):
                 assert absent not in here.text
             await here.press("escape")
-            assert "1 Fleet  2 Map  7 Events" in here.text
+            assert "1 Fleet  2 Map  3 Meshes  7 Events" in here.text
 
     asyncio.run(main())
 

@@ -9,7 +9,7 @@ import pytest
 
 from discovery.errors import LocalError, Unreachable
 from tests.tui.console import NORMAL, TINY, WIDE, console
-from tests.tui.fakes import FakeClient, delta, event, first_frame, fleet, row
+from tests.tui.fakes import FakeClient, delta, event, first_frame, fleet, row, wide_frame
 
 
 def test_losing_the_agent_keeps_the_rows_under_a_banner_and_comes_back() -> None:
@@ -178,9 +178,10 @@ def test_tiny_terminal_says_so_and_recovers() -> None:
 )
 def test_any_size_is_survived_by_every_view(size: tuple[int, int]) -> None:
     async def main() -> None:
-        async with console(size=size) as here:
+        async with console(wide_frame(), size=size) as here:
             for key in (
                 "2",
+                "3",
                 "7",
                 "1",
                 "enter",

@@ -20,7 +20,7 @@ from tui.model.locator import parse
 from tui.model.ops import OpBook, OpEntry
 from tui.model.rows import Change, Fleet, Row, rows_of
 from tui.model.spans import fit, keep, line_width, plain, spread
-from tui.model.status import notices
+from tui.model.status import alarms, notices
 from tui.model.table import Scene, layout
 from tui.model.views import VIEWS
 
@@ -265,18 +265,32 @@ def test_full_frame_replaces_rows_and_delta_changes_them() -> None:
     assert len(change.gone) == 13
 
 
+_KEYS = [
+    "id",
+    "name",
+    "cpu",
+    "state",
+    "tags",
+    "evidence",
+    "daemons",
+    "history",
+    "by",
+    "mesh",
+    "publisher",
+    "nodes",
+]
+_KEYS += ["impostors", "expired", "backbone", "expires_in_ms", "rtt_ms"]
+
+
 @given(
     st.dictionaries(
-        st.sampled_from(["full", "me", "rows", "gone", "events", "counters", "at_ms"]),
+        st.sampled_from(["full", "me", "rows", "gone", "events", "counters", "at_ms", "meshes"]),
         st.recursive(
             st.none() | st.booleans() | st.floats() | st.text(max_size=4),
             lambda c: (
                 st.lists(c, max_size=3)
                 | st.dictionaries(
-                    st.text(max_size=4)
-                    | st.sampled_from(
-                        ["id", "name", "cpu", "state", "tags", "evidence", "daemons", "history", "by"]
-                    ),
+                    st.text(max_size=4) | st.sampled_from(_KEYS),
                     c,
                     max_size=4,
                 )
@@ -293,14 +307,18 @@ def test_any_frame_is_folded_without_an_error(frame: dict[str, Any]) -> None:
     made.items = view.rows
     made.rebuild(1.0)
     VIEWS["fleet"].cells([view.rows[node] for node in made.order], 1.0)
-    map.chart(view.rows.values(), "", 80, 1.0)
+    meshes = view.directory.rows
+    map.chart(view.rows.values(), "", 80, 1.0, meshes=meshes, bare=meshes)
+    VIEWS["meshes"].cells(list(meshes.values()), 1.0)
     notices(view, 0.0)
+    alarms(view)
 
 
 def test_changes_of_one_paint_are_taken_together() -> None:
     first = Change({"a"}, {"b"}, 1)
-    first.merge(Change({"b"}, {"a"}, 2, True))
+    first.merge(Change({"b"}, {"a"}, 2, True, True, True))
     assert first.rows == {"a", "b"} and first.gone == {"a"} and first.events == 3 and first.full
+    assert first.meshes and first.moved
 
 
 def test_event_log_is_bounded_and_numbers_go_on() -> None:

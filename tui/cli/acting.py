@@ -78,11 +78,11 @@ async def _act(verb: str, scope: Scope, args: Mapping[str, Any], nodes: Sequence
         for text, status, _ in missed:
             click.echo(line_of(text, status, verb), err=True)
         if scope.more["dry_run"]:
-            return _show_radius(verb, scope, targets, missed, await _all_rows(aim, targets))
+            return _show_radius(verb, scope, targets, missed, await _foresee(aim, verb, targets))
         if targets:
             signer = await find_signer(scope.home, scope.operator_key)
             if not (scope.more["yes"] or scope.json) and on_terminal():
-                _ask(verb, targets, await _all_rows(aim, targets), signer.fingerprint)
+                _ask(verb, targets, await _foresee(aim, verb, targets), signer.fingerprint)
                 until = loop.time() + scope.more["timeout"] / 1000
             ended = await act_on_all(verb, targets, signer, args, max(0.1, until - loop.time()))
         else:
@@ -122,9 +122,14 @@ async def _aim(
     return list(targets.values()), missed
 
 
-async def _all_rows(aim: Any, targets: Sequence[Target]) -> list[dict[str, Any]]:
-    clients = {id(t.client): t.client for t in targets}
-    return [row for client in clients.values() for row in await aim.rows(client)]
+async def _foresee(aim: Any, verb: str, targets: Sequence[Target]) -> Forecast:
+    """What `verb` would do, from the views through which the targets are seen."""
+    from tui.model.blast import forecast
+
+    clients = {id(t.client): t.client for t in targets}.values()
+    rows = [row for client in clients for row in await aim.rows(client)]
+    meshes = [row for client in clients for row in await client.meshes()]
+    return forecast(rows, [t.id for t in targets], verb, meshes=meshes)
 
 
 def _show_radius(
@@ -132,10 +137,9 @@ def _show_radius(
     scope: Scope,
     targets: Sequence[Target],
     missed: Sequence[tuple[str, int, dict[str, Any]]],
-    rows: Sequence[Mapping[str, Any]],
+    forecast: Forecast,
 ) -> int:
     """The forecast alone. With --json a row a target, as an op's, with nothing sent and the forecast in `blast`."""
-    forecast = _forecast(verb, targets, rows)
     if scope.json:
         effects = dict(forecast.lines)
         shown = [
@@ -157,9 +161,8 @@ def _show_radius(
     return max((status for _, status, _ in missed), default=OK)
 
 
-def _ask(verb: str, targets: Sequence[Target], rows: Sequence[Mapping[str, Any]], fingerprint: str) -> None:
+def _ask(verb: str, targets: Sequence[Target], forecast: Forecast, fingerprint: str) -> None:
     """Shows the blast radius and asks; raises unless the person says yes (or types the number of targets)."""
-    forecast = _forecast(verb, targets, rows)
     for line in _radius(forecast):
         say(line)
     say(f"signed as {fingerprint}")
@@ -171,12 +174,6 @@ def _ask(verb: str, targets: Sequence[Target], rows: Sequence[Mapping[str, Any]]
     elif click.confirm("send it?", err=True):
         return
     raise Fail(FAILED, f"{verb}: not confirmed; nothing was sent")
-
-
-def _forecast(verb: str, targets: Sequence[Target], rows: Sequence[Mapping[str, Any]]) -> Forecast:
-    from tui.model.blast import forecast
-
-    return forecast(rows, [t.id for t in targets], verb)
 
 
 def _radius(forecast: Forecast) -> list[str]:

@@ -120,6 +120,7 @@ async def run_app(scope: Scope, connect: Any, locator: str) -> int:
 
     from tui.app import QuarterdeckApp
     from tui.options import ConsoleOptions
+    from tui.spawning import Spawner
 
     options = ConsoleOptions(
         locator=locator,
@@ -130,6 +131,7 @@ async def run_app(scope: Scope, connect: Any, locator: str) -> int:
         keys=written["keys"],
         bookmarks=scope.home.config / "bookmarks",
         signer=signer.label(),
+        spawner=Spawner(scope.home),
     )
     app = QuarterdeckApp(connect, signer.send, options)
     status = await app.run_async()

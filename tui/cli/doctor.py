@@ -81,7 +81,7 @@ def _key_checks(home: Home) -> list[Check]:
         ("operator key", home.operator_key_file, _readable),
     ]
     for mesh in meshes:
-        wanted.append((f"key of mesh {mesh}", home.mesh_key_file(mesh), read_secret))
+        wanted.append((f"key of mesh {mesh}", home.mesh_key_file(mesh), _key_ring))
         wanted.append((f"identity of mesh {mesh}", home.mesh_identity_file(mesh), read_identity))
     checks = []
     for what, path, read in wanted:
@@ -93,6 +93,13 @@ def _key_checks(home: Home) -> list[Check]:
         else:
             checks.append(_check(what, True, f"{path}, mode {stat.S_IMODE(path.stat().st_mode):04o}"))
     return checks
+
+
+def _key_ring(path: Path, what: str) -> object:
+    from agent.events import wall_ms
+    from agent.keyring import KeyFile
+
+    return KeyFile(path, path.parent.name).read(wall_ms())
 
 
 def _readable(path: Path, what: str) -> object:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
-import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from discovery.errors import LocalError, QuarterdeckError
+from discovery.errors import LocalError
 from tui.cli.common import Scope, document, out, run, say, scoped
-from tui.cli.failures import FAILED, UNREACHABLE, USAGE, Fail
+from tui.cli.failures import FAILED, USAGE, Fail
 
 if TYPE_CHECKING:
     from agent.founding import Founding
-
-SPAWN_LIMIT_S = 10.0
-POLL_EVERY_S = 0.02
 
 
 @click.command()
@@ -61,17 +56,10 @@ def founding_text(scope: Scope, founding: Founding) -> str:
         f"  qd agent --mesh {mesh} --kind gateway{here}",
         f"  qd nodes{here}",
         "",
-        "on the next host, this build has no invitation: carry the keys there yourself. HOST is that host, and",
-        f"its home is where Quarterdeck looks by default there, unless you give --home (here: {config})",
-    ]
-    there = shlex.quote(str(config))
-    lines += [
-        f"  ssh HOST mkdir -p -m 700 {there}/meshes",
-        f"  scp -rp {there}/meshes/{mesh} HOST:{there}/meshes/",
-        f"  scp -p {there}/backbone.key {there}/authorized_operators HOST:{there}/",
-        f"  ssh HOST qd init --mesh {mesh}{here}      (adds that host's own keys to what was copied)",
-        f"  ssh HOST qd agent --mesh {mesh}{here} --join {socket.gethostname()}:PORT",
-        "PORT is that of a node here: `qd nodes` shows it. Who holds these files is a member of the mesh.",
+        "bring in the next host, while a node runs here:",
+        f"  qd invite --mesh {mesh}{here}      (here: prints a token that is good once, for 10 minutes)",
+        "  qd join TOKEN                      (there)",
+        f"  qd agent --mesh {mesh}              (there)",
     ]
     return "\n".join(lines)
 
@@ -84,70 +72,22 @@ def spawn(scope: Scope) -> None:
 
 
 async def _spawn(scope: Scope, kind: str, name: str | None) -> None:
-    from agent.spawn import entry_of, free_seat, identity_of, last_words, note, start_node
-    from tui.client import attach_entry
+    from tui.spawning import Ended, answered, choices, start
 
-    home, mesh = scope.home, scope.mesh
-    known = home.meshes()
+    mesh = scope.mesh
+    known = scope.home.meshes()
     if mesh is None:
         mesh = known[0] if len(known) == 1 else None
     if mesh is None:
-        raise Fail(USAGE, f"spawn: which mesh? {_choices(known)}")
-    seat = free_seat(home, mesh, kind, name)
-    if mesh not in known:
-        raise Fail(USAGE, f"mesh {mesh}: not in this home; {_choices(known)}")
-    if any(e.mesh == mesh and e.name == name for e in home.running()):
-        raise Fail(USAGE, f"spawn: {name} already runs in {mesh}; give it another --name")
-    log = seat.log_file(home)
-    identity = None if seat.kind == "console" else identity_of(home, seat)
-    process = start_node(home, seat.argv(), log)
-    if identity is not None:
-        note(home, seat, process.pid, identity)
-    answers: dict[str, Any] | None = None
+        raise Fail(USAGE, f"spawn: which mesh? {choices(known)}")
     try:
-        async with asyncio.timeout(SPAWN_LIMIT_S):
-            while answers is None and process.poll() is None:
-                if entry := entry_of(home, process.pid):
-                    try:
-                        async with await attach_entry(home, entry) as client:
-                            answers = {**client.hello, "addr": entry.addr}
-                    except QuarterdeckError:
-                        pass
-                if answers is None:
-                    await asyncio.sleep(POLL_EVERY_S)
-    except TimeoutError:
-        pass
-    if answers is None and process.poll() is not None:
-        status = USAGE if process.returncode == USAGE else FAILED
-        raise Fail(
-            status, f"spawn: the node ended: {last_words(log) or f'exit {process.returncode}'}; see {log}"
-        )
-    if answers is None:
-        raise Fail(
-            UNREACHABLE,
-            f"spawn: process {process.pid} runs but does not answer within {SPAWN_LIMIT_S:g} s; see {log}",
-        )
-    if identity is not None:
-        note(home, seat, process.pid, identity, answers["addr"])
-    found = {
-        "name": answers["name"],
-        "id": answers["id"],
-        "mesh": mesh,
-        "kind": kind,
-        "pid": process.pid,
-        "addr": answers["addr"],
-        "log": str(log),
-    }
+        found = await answered(start(scope.home, mesh, kind, name))
+    except Ended as why:
+        raise Fail(USAGE if why.status == USAGE else FAILED, str(why)) from why
     if scope.json:
         document(found)
     else:
         out("{name}  {id}  pid {pid}  {addr}\nlog {log}".format_map(found))
-
-
-def _choices(known: list[str]) -> str:
-    if not known:
-        return "this home has none; make one with `qd init --mesh NAME`"
-    return f"name one with --mesh; this home has {', '.join(known)}"
 
 
 SHELLS = {

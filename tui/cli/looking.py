@@ -196,6 +196,8 @@ async def _view(scope: Scope, text: str) -> None:
     async with await scope.attach() as client:
         if spec.source == "rows":
             found = await client.nodes(scope.mesh or locator.mesh)
+        elif spec.source == "meshes":
+            found = await _known_meshes(client, scope.mesh or locator.mesh)
         else:
             await _known_meshes(client, scope.mesh or locator.mesh)
             found = _of_mesh(await client.events(EVENTS_KEPT), scope.mesh or locator.mesh)

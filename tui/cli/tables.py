@@ -139,31 +139,24 @@ def event_line(event: Row) -> str:
 
 
 def meshes_table(rows: Sequence[Row]) -> str:
-    """`qd meshes` for people."""
-    if not rows:
+    """`qd meshes` for people: the columns of the console's view, trouble first, what is wrong in the line below."""
+    from tui.model.locator import Locator
+    from tui.model.views import VIEWS
+
+    spec = VIEWS["meshes"]
+    found = spec.select(rows, Locator("meshes"))
+    if not found:
         return "no meshes"
-    body = []
-    for row in rows:
-        nodes = row.get("nodes") if isinstance(row.get("nodes"), Mapping) else {}
-        publisher = row.get("publisher") if isinstance(row.get("publisher"), Mapping) else {}
-        counts = ", ".join(
-            f"{int(n)} {state}"
-            for state, n in ((s, number(nodes.get(s))) for s in reversed(RANK))  # type: ignore[union-attr]
-            if n
-        )
-        body.append(
-            [
-                _text(row, "mesh"),
-                _count(nodes.get("total")),  # type: ignore[union-attr]
-                counts or UNKNOWN,
-                clean(publisher.get("name")) or UNKNOWN,  # type: ignore[union-attr]
-                share(number(row.get("cpu"))),
-                share(number(row.get("mem"))),
-                age(number(row.get("age_ms"))),
-                "EXPIRED" if row.get("expired") else "home" if row.get("home") else "",
-            ]
-        )
-    return table(["MESH", "NODES>", "STATES", "PUBLISHER", "CPU>", "MEM>", "AGE>", ""], body)
+    titles, cells = spec.cells(found)
+    right = {column.title for column in spec.columns if column.right}
+    lines = table([f"{title}>" if title in right else title for title in titles], cells).split("\n")
+    out = [lines[0]]
+    for mesh, line in zip(found, lines[1:], strict=True):
+        out.append(line)
+        out += [f"    {note.advice}" for note in mesh.marks(0.0)]
+        if reason := mesh.text("reason"):
+            out.append(f"    {reason}")
+    return "\n".join(out)
 
 
 def node_page(page: Row) -> str:
@@ -220,11 +213,6 @@ def _compact(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return clean(json.dumps(value, ensure_ascii=False, default=str))
     return clean(value)
-
-
-def _count(value: Any) -> str:
-    figure = number(value)
-    return UNKNOWN if figure is None else str(int(figure))
 
 
 def _text(row: Row, key: str) -> str:

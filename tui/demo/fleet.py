@@ -177,6 +177,39 @@ class Fleet:
             f"{_count(len(self.nodes))} see each other after {self.ready_ms / 1000:.1f} s, build {self.build} fresh"
         )
 
+    async def add(self, mesh: str, kind: str) -> FleetNode:
+        """Starts one more node of that mesh and returns when every node of the mesh, itself too, shows it as settled.
+
+        QuarterdeckError naming it when it ends before that, or takes too long.
+        """
+        node = FleetNode(numbered_seat(self.home, mesh, kind), next(free_ports(1)))
+        first = next((k for k, n in enumerate(self.nodes) if n.mesh == mesh), len(self.nodes))
+        self.nodes.insert(first, node)
+        self._start(node)
+        try:
+            async with asyncio.timeout(BOOT_LIMIT_S):
+                while node.entry is None:
+                    if not node.running():
+                        why = last_words(node.seat.log_file(self.home)) or "no word of it"
+                        raise QuarterdeckError(
+                            f"demo: {node.name} ended while booting: {why}; {self._logs()}"
+                        )
+                    node.entry = next((e for e in self.home.running() if e.pid == node.pid), None)
+                    await asyncio.sleep(LOOK_EVERY_S)
+                for other in self.nodes:
+                    if other.mesh == mesh and other.running():
+                        await self._shows(other, node)
+        except TimeoutError:
+            raise QuarterdeckError(f"demo: {node.name} is not seen after {BOOT_LIMIT_S:g} s") from None
+        node.fresh = node.build == self.build
+        return node
+
+    async def _shows(self, viewer: FleetNode, node: FleetNode) -> None:
+        while True:
+            if not await self._missing_from(viewer, [node]):
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
+
     def gate(self) -> None:
         """Freshness before conclusions: every running node's build must be the code on disk, else StaleFleet."""
         from agent.freshness import fingerprint

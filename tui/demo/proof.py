@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agent.home import make_identity
+from agent.meshes import CANDIDATES
 from agent.spawn import agent_environment
 from discovery.errors import LocalError, QuarterdeckError
 from tui.client import Client, attach_entry
@@ -23,10 +24,14 @@ from tui.demo.fleet import SETTLED, Fleet, FleetNode
 from tui.ops import OpSender
 from tui.signers import find_signer
 
-Verdict = Literal["pass", "fail", "planned"]
+Verdict = Literal["pass", "fail"]
 
 SOON_S = 5.0
 """What other nodes learn by gossip."""
+ACROSS_LIMIT_S = 20.0
+"""Until the meshes know each other: a lone candidate listens for 4 s before it publishes."""
+LEASE_LIMIT_S = 7.0
+"""A claim's time to live and a second."""
 UPDATE_LIMIT_S = 30.0
 SILENT_LIMIT_S = 60.0
 """Beyond the longest suspicion timeout of the formula at this size."""
@@ -62,6 +67,12 @@ async def play(fleet: Fleet, tell: Callable[[str], None]) -> list[Finding]:
         ),
     ]
     plan: list[tuple[str, Callable[[], Awaitable[str]]]] = [
+        ("every view lists the same meshes and nodes", proof.everywhere),
+        ("lease: its holder is killed by signal 9, another publishes, no view blanks", proof.takeover),
+    ]
+    if len(fleet.plan) > 1:
+        plan.append(("killed by message from another mesh, by who never spawned it", proof.across))
+    plan += [
         ("an unknown operator is refused with exit 4, and the node lives", proof.stranger),
         ("drain → update → resume: same id, process and port, the trail as told", proof.cycle),
         ("stopped by SIGSTOP: dead as silent; continued: alive again", proof.silence),
@@ -77,10 +88,6 @@ async def play(fleet: Fleet, tell: Callable[[str], None]) -> list[Finding]:
             text, verdict = str(why), "fail"
         took_ms = round((time.monotonic() - began) * 1000)
         findings.append(Finding(what, "pass" if verdict == "pass" else "fail", text, took_ms))
-    findings.append(
-        Finding("cross-mesh kill of a node the caller never spawned", "planned", "needs the backbone")
-    )
-    findings.append(Finding("lease takeover", "planned", "needs the lease"))
     return findings
 
 
@@ -96,6 +103,72 @@ class Proof:
             )
 
     # --- the promises
+
+    async def everywhere(self) -> str:
+        """The first and the last node of every mesh show all nodes of all meshes that somebody can publish."""
+        viewers = [
+            n
+            for mesh, _ in self._fleet.plan
+            for n in dict.fromkeys((self._here(mesh)[0], self._here(mesh)[-1]))
+        ]
+        for viewer in viewers:
+            meshes = {mesh for mesh, _ in self._fleet.plan if mesh == viewer.mesh or self._candidates(mesh)}
+            wanted = {n.id for n in self._fleet.nodes if n.mesh in meshes and n.running()}
+
+            async def same(viewer: FleetNode = viewer, wanted: set[str] = wanted) -> bool:
+                rows = await (await self._client(viewer)).nodes()
+                return {str(r["id"]) for r in rows if r.get("state") in SETTLED} == wanted
+
+            await self._until(same, ACROSS_LIMIT_S, f"{viewer.name} to show all {len(wanted)} nodes")
+        return f"{len(viewers)} views of {len(self._fleet.plan)} meshes"
+
+    async def takeover(self) -> str:
+        """Kills the holder of a lease and watches who publishes, from the own mesh and from another one."""
+        mesh = self._fleet.plan[0][0]
+        while len(self._candidates(mesh)) < ENOUGH:
+            await self._fleet.add(mesh, "gateway")
+        viewers = [n for n in (self._here(mesh)[-1], *self._elsewhere(mesh)[:1]) if n]
+
+        async def published() -> bool:
+            return all([(await self._mesh(v, mesh)).get("publisher", {}).get("id") for v in viewers])
+
+        await self._until(published, ACROSS_LIMIT_S, f"a publisher of {mesh}")
+        holder = (await self._mesh(viewers[0], mesh))["publisher"]["id"]
+        target = next(n for n in self._here(mesh) if n.id == holder)
+        viewers = [v for v in viewers if v is not target] or [self._witnesses(target)[0]]
+        os.kill(target.pid, signal.SIGKILL)
+        began = time.monotonic()
+
+        async def another() -> bool:
+            found = [await self._mesh(v, mesh) for v in viewers]
+            if any(not row or row["expired"] for row in found):
+                raise Broken(f"{mesh} went blank in a view while its lease moved")
+            return all(row["publisher"]["id"] not in (None, holder) for row in found)
+
+        await self._until(another, LEASE_LIMIT_S, f"another node than {target.name} to publish {mesh}")
+        took_s = time.monotonic() - began
+        name = (await self._mesh(viewers[0], mesh))["publisher"]["name"]
+        await self._until_all(target, self._dead_as("exited"), SOON_S, "dead as exited")
+        return f"{target.name} → {name} in {took_s:.2f} s, seen in {len(viewers)} views"
+
+    async def across(self) -> str:
+        """A gateway of one mesh, killed through an agent of another; a further gateway keeps its mesh in view."""
+        mesh = self._fleet.plan[1][0]
+        caller = self._elsewhere(mesh)[0]
+        await self._fleet.add(mesh, "gateway")
+        target = self._candidates(mesh)[-1]
+        seen = functools.partial(self._in_view, caller, target)
+        await self._until(seen, ACROSS_LIMIT_S, f"{caller.name} to see {target.name}")
+        answer = await self._op("kill", target, caller)
+        await self._until(lambda: _true(not target.running()), SOON_S, f"the process of {target.name} to end")
+        began = time.monotonic()
+        for witness in (caller, *self._witnesses(target)):
+            left = functools.partial(self._left, witness, target)
+            await self._until(left, SOON_S, f"{witness.name} to see {target.name} gone as left")
+        return (
+            f"{caller.name} killed {target.name} ({answer['route']}, {answer['took_ms']} ms), "
+            f"left in {1 + len(self._witnesses(target))} views within {time.monotonic() - began:.2f} s"
+        )
 
     async def stranger(self) -> str:
         """`qd kill` with a key that nobody listed, as a process of its own: its exit status counts."""
@@ -180,6 +253,15 @@ class Proof:
             raise Broken(f"only {len(here)} nodes are left in {mesh}; {ENOUGH} are needed to see it")
         return here[-1]
 
+    def _elsewhere(self, mesh: str) -> list[FleetNode]:
+        """Running nodes of other meshes, candidates first."""
+        found = [n for m, _ in self._fleet.plan if m != mesh for n in self._here(m)]
+        return sorted(found, key=lambda n: n.kind not in CANDIDATES)
+
+    def _candidates(self, mesh: str) -> list[FleetNode]:
+        """Those that may publish that mesh."""
+        return [n for n in self._here(mesh) if n.kind in CANDIDATES]
+
     def _witnesses(self, target: FleetNode) -> list[FleetNode]:
         return [n for n in self._here(target.mesh) if n is not target]
 
@@ -194,6 +276,14 @@ class Proof:
             assert node.entry is not None
             node.client = await attach_entry(self._fleet.home, node.entry)
         return node.client
+
+    async def _mesh(self, viewer: FleetNode, mesh: str) -> dict[str, Any]:
+        rows = await (await self._client(viewer)).meshes()
+        return next((row for row in rows if row.get("mesh") == mesh), {})
+
+    async def _in_view(self, viewer: FleetNode, target: FleetNode) -> bool:
+        rows = await (await self._client(viewer)).nodes()
+        return any(row.get("id") == target.id for row in rows)
 
     async def _row(self, witness: FleetNode, target: FleetNode) -> dict[str, Any]:
         return next((r for r in await self._rows(witness) if r.get("id") == target.id), {})
@@ -267,10 +357,10 @@ class Proof:
 
     # --- acting
 
-    async def _op(self, verb: str, target: FleetNode) -> dict[str, Any]:
-        """One op through another node of the mesh, signed by the home's operator."""
+    async def _op(self, verb: str, target: FleetNode, via: FleetNode | None = None) -> dict[str, Any]:
+        """One op through another node (of the mesh, unless `via` names one), signed by the home's operator."""
         signer = await find_signer(self._fleet.home, None)
-        client = await self._client(self._witnesses(target)[0])
+        client = await self._client(via or self._witnesses(target)[0])
         answer = await OpSender(client, signer).act(verb, target.id)
         if answer["result"] not in ("done", "accepted"):
             raise Broken(f"{verb} of {target.name}: {answer['result']}: {answer['reason']}")

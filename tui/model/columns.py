@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from tui.model import ages
 from tui.model.events import Event
 from tui.model.glyphs import bar, spark
 from tui.model.locator import Kind, Value
+from tui.model.meshes import MeshRow
 from tui.model.rows import Row, marks
 from tui.model.spans import Line
 from tui.model.table import Column, Scene
@@ -85,7 +86,9 @@ def _age(row: Row, scene: Scene, cells: int) -> Line:
 def _notes(row: Row, scene: Scene, cells: int) -> Line:
     out: Line = []
     room = cells
-    for word, role, _ in marks(row, scene.me):
+    for word, role, _ in marks(row, scene.me, scene.holders, scene.glyphs.lease):
+        if len(word) + (1 if out else 0) > room and word.startswith(scene.glyphs.lease):
+            word = scene.glyphs.lease
         size = len(word) + (1 if out else 0)
         if size > room:
             break
@@ -97,7 +100,7 @@ def _notes(row: Row, scene: Scene, cells: int) -> Line:
 
 
 def _notes_ideal(row: Row, scene: Scene) -> int:
-    return sum(len(word) + 1 for word, _, _ in marks(row, scene.me)) - 1
+    return sum(len(word) + 1 for word, _, _ in marks(row, scene.me, scene.holders)) - 1
 
 
 def _maintenance(row: Row, scene: Scene, cells: int) -> Line:
@@ -175,7 +178,7 @@ FLEET: tuple[Column[Row], ...] = (
     ),
     Column(
         "notes", "", "text", (5, 30), 2, _notes, lambda r, now: " ".join(w for w, _, _ in marks(r)) or None,
-        "STALE, suspect, cordoned, INCOMPATIBLE, CLOCK, you", ideal=_notes_ideal, needs="notes",
+        "STALE, suspect, cordoned, INCOMPATIBLE, CLOCK, who holds a lease, you", ideal=_notes_ideal, needs="notes",
     ),
 )  # fmt: skip
 
@@ -194,6 +197,7 @@ FLEET_HIDDEN: tuple[Column[Row], ...] = (
     _hidden("suspect", "flag", "whether it is being checked", lambda r, now: r.flag("suspect")),
     _hidden("cordoned", "flag", "whether it takes no new work", lambda r, now: r.flag("cordoned")),
     _hidden("source", "word", "how it is known", lambda r, now: r.text("source") or None),
+    _hidden("expired", "flag", "whether its mesh has expired", lambda r, now: r.expired),
     _hidden("evidence", "word", "how a death is known: exited, silent", lambda r, now: r.evidence[0] or None),
     _hidden("reason", "text", "why it is in its state", lambda r, now: r.reason or None),
     _hidden("wire", "number", "its wire version", lambda r, now: r.figure("wire")),
@@ -201,21 +205,23 @@ FLEET_HIDDEN: tuple[Column[Row], ...] = (
 )
 
 
-def fleet_facts(rows: list[Row], me: str = "") -> frozenset[str]:
+def fleet_facts(rows: list[Row], me: str = "", holders: Collection[str] = ()) -> frozenset[str]:
     """Which of the optional columns have anything to show."""
     facts = {"meshes"} if len({row.mesh for row in rows}) > 1 else set()
     tests: dict[str, Callable[[Row], object]] = {
         "daemons": lambda row: row.daemons and row.daemons[1],
         "failures": lambda row: row.figure("failures"),
         "maintenance": lambda row: row.data.get("maintenance") not in (None, "", "active"),
-        "notes": lambda row: marks(row, me),
+        "notes": lambda row: marks(row, me, holders),
     }
     facts |= {fact for fact, test in tests.items() if any(map(test, rows))}
     return frozenset(facts)
 
 
-def detail(row: Row, now: float) -> str:
-    """The second line of a row that needs explaining; empty for one that doesn't."""
+def detail(row: Row, now: float, mesh: MeshRow | None = None) -> str:
+    """The second line of a row that needs explaining; empty for one that doesn't. `mesh`: the one it is in, if known."""
+    if row.expired and mesh is not None and mesh.expired:
+        return mesh.expiry(now)
     if row.state == "dead":
         return row.reason or "no longer there; how is not known"
     if row.state == "degraded":
@@ -236,7 +242,7 @@ def detail(row: Row, now: float) -> str:
 
 def row_height(row: Row) -> int:
     """Lines of a row: two when it has a `detail`."""
-    if row.rank >= 4:
+    if row.rank >= 4 and not row.expired:
         return 1
     return 2 if detail(row, row.received) else 1
 

@@ -32,6 +32,10 @@ class Glyphs:
     """Top left, top right, bottom left, bottom right, horizontal, vertical."""
     tree: str
     """Branch, last branch, trunk, edge."""
+    relayed: str
+    """The edge of a path that goes by relay."""
+    lease: str
+    """Before who holds a mesh's lease."""
 
     def state(self, state: str) -> str:
         return self.states.get(state, "?")
@@ -60,6 +64,8 @@ UNICODE = Glyphs(
     down="▼",
     box="╭╮╰╯─│",
     tree="├╰│─",
+    relayed="┄",
+    lease="⚑",
 )
 
 ASCII = Glyphs(
@@ -85,10 +91,12 @@ ASCII = Glyphs(
     down="v",
     box="++++-|",
     tree="|`|-",
+    relayed=".",
+    lease="L",
 )
 
 SETS = {"unicode": UNICODE, "ascii": ASCII}
-ASCII_SIGNS = str.maketrans("–…→·×↑↓", "-~>|xAV")
+ASCII_SIGNS = str.maketrans("–…→·×↑↓⚑┄", "-~>|xAVL.")
 """Signs that stand in sentences, for terminals that draw them two cells wide; each becomes one of one cell."""
 
 

@@ -1,5 +1,8 @@
 """The map: a lane a mesh, a card a node, and the measured paths from the node that the console is attached to.
 
+Nodes of other meshes have no measured path: they stand in their lane, and only the lane itself has an edge, as long
+as the way to that mesh was measured.
+
 Distance on the map is measured time: a card stands the further to the right the longer its round trip, on a scale
 that is drawn over the lane. Only what was measured has an edge. A node without a measurement stands apart and says so.
 """
@@ -7,17 +10,20 @@ that is drawn over the lane. Only what was measured has an edge. A node without 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from tui.model import ages
 from tui.model.columns import load_role
 from tui.model.glyphs import STATES, UNICODE, Glyphs, bar
+from tui.model.lane_paths import TRUNK, measured, over_group
+from tui.model.mesh_columns import counts as mesh_counts
+from tui.model.meshes import MeshRow
 from tui.model.rows import Row, marks
 from tui.model.spans import Line, fit, line_width
-from tui.model.text import elide, width
+from tui.model.text import elide, width, wrap
 
-LEAST_LANE = 38
+LEAST_LANE = 37
 MOST_LANE = 96
 GAP = 2
 LEAST_SCALE = 20
@@ -44,9 +50,13 @@ class Chart:
 
     lines: list[Line]
     cards: list[Card]
+    _of: dict[str, Card] = field(default_factory=dict)
 
     def card(self, node: str | None) -> Card | None:
-        return next((card for card in self.cards if card.node == node), None)
+        """The card of a node, None where it has none."""
+        if len(self._of) != len(self.cards):
+            self._of = {card.node: card for card in self.cards}
+        return self._of.get(node or "")
 
     def at(self, x: int, y: int) -> Card | None:
         """The card under a cell."""
@@ -90,34 +100,61 @@ def chart(
     marked: Iterable[str] = (),
     glyphs: Glyphs = UNICODE,
     origin: str = "",
+    meshes: Mapping[str, MeshRow] = {},
+    bare: Collection[str] = (),
 ) -> Chart:
-    """Draws the map of `rows` for a screen of `cells`. `origin`: name of the node that measures, `me` its id."""
-    lanes: dict[str, list[Row]] = {}
+    """Draws the map of `rows` for a screen of `cells`. `origin`: name of the node that measures, `me` its id.
+
+    `meshes`: what is known of whole meshes; `bare` names those that get a lane though no node of theirs is known.
+    """
+    lanes: dict[str, list[Row]] = {mesh: [] for mesh in bare if mesh in meshes}
     for row in rows:
         lanes.setdefault(row.mesh, []).append(row)
     mine = next((row.mesh for found in lanes.values() for row in found if row.id == me), None)
     names = sorted(lanes, key=lambda mesh: (mesh != mine, mesh))
-    side_by_side = max(1, min(len(names), (cells + GAP) // (LEAST_LANE + GAP))) if names else 1
-    lane_cells = min(MOST_LANE, (cells - GAP * (side_by_side - 1)) // side_by_side)
+    paths = {mesh: path for mesh, path in measured(meshes, mine).items() if mesh in lanes}
+    group = _beside(cells, len(names))
+    left = TRUNK if any(mesh in paths for mesh in names[group:]) else 0
+    group = _beside(cells - left, len(names))
+    lane_cells = min(MOST_LANE, (cells - left - GAP * (group - 1)) // group)
+    last = max((at // group for at, mesh in enumerate(names) if mesh in paths), default=0) if left else 0
     out = Chart([], [])
-    for first in range(0, len(names), side_by_side):
-        group = names[first : first + side_by_side]
+    for first in range(0, len(names), group):
+        drawn = [
+            _Lane(mesh, lanes[mesh], me, origin, lane_cells, now, frozenset(marked), glyphs, meshes.get(mesh))
+            for mesh in names[first : first + group]
+        ]
+        at_group = first // group
+        starts = [left + column * (lane_cells + GAP) for column in range(len(drawn))]
+        ways = [(paths[lane.mesh], x) for lane, x in zip(drawn, starts, strict=True) if lane.mesh in paths]
+        out.lines += over_group(ways, cells, glyphs, at_group > 0, at_group == last)
         top = len(out.lines)
-        drawn: list[list[Line]] = []
-        for column, mesh in enumerate(group):
-            lane = _Lane(mesh, lanes[mesh], me, origin, lane_cells, now, frozenset(marked), glyphs)
-            drawn.append(lane.lines)
-            left = column * (lane_cells + GAP)
+        for column, (lane, x0) in enumerate(zip(drawn, starts, strict=True)):
             for node, x, y, wide in lane.cards:
-                out.cards.append(Card(node, first + column, left + x, top + y, wide))
-        for at in range(max(map(len, drawn))):
+                out.cards.append(Card(node, first + column, x0 + x, top + y, wide))
+        for at in range(max(len(lane.lines) for lane in drawn)):
             line: Line = []
-            for column, lines in enumerate(drawn):
+            if left:
+                line.append((_trunk(glyphs, at, at_group, last), "frame"))
+            for column, lane in enumerate(drawn):
                 line += [(" " * GAP, "text")] if column else []
-                line += lines[at] if at < len(lines) else [(" " * lane_cells, "text")]
+                line += lane.lines[at] if at < len(lane.lines) else [(" " * lane_cells, "text")]
             out.lines.append(line)
-        out.lines.append([])
+        goes_on = left and at_group < last
+        out.lines.append([(glyphs.tree[2], "frame")] if goes_on else [])
     return out
+
+
+def _beside(cells: int, lanes: int) -> int:
+    """How many lanes stand beside each other."""
+    return max(1, min(lanes, (cells + GAP) // (LEAST_LANE + GAP)))
+
+
+def _trunk(glyphs: Glyphs, at: int, group: int, last: int) -> str:
+    """The trunk beside one line of a group: it leaves the first lane at its first line, and ends at the last path."""
+    if group == 0 and at <= 1:
+        return " " * TRUNK if at == 0 else glyphs.box[0] + glyphs.tree[3] * (TRUNK - 1)
+    return (glyphs.tree[2] if group < last else " ") + " " * (TRUNK - 1)
 
 
 class _Lane:
@@ -133,9 +170,10 @@ class _Lane:
         now: float,
         marked: frozenset[str],
         glyphs: Glyphs,
+        told: MeshRow | None,
     ) -> None:
-        self._mesh, self._me, self._cells, self._now, self._glyphs = mesh, me, cells, now, glyphs
-        self._marked = marked
+        self.mesh, self._me, self._cells, self._now, self._glyphs = mesh, me, cells, now, glyphs
+        self._marked, self._told = marked, told
         self.lines: list[Line] = []
         self.cards: list[tuple[str, int, int, int]] = []
         self._inner = cells - 4
@@ -146,7 +184,8 @@ class _Lane:
         measured = [
             row for row in rows if row is not hub and row.present and row.figure("rtt_ms") is not None
         ]
-        apart = [row for row in rows if row is not hub and row not in measured]
+        near = {row.id for row in measured}
+        apart = [row for row in rows if row is not hub and row.id not in near]
         measured.sort(key=lambda row: (row.figure("rtt_ms") or 0.0, row.name))
         apart.sort(key=lambda row: (row.rank, row.name))
         self._frame_top(rows)
@@ -158,16 +197,20 @@ class _Lane:
             self._scale()
             for row in measured:
                 self._path(row, last=row is measured[-1] and not apart)
+        if not rows and told is not None:
+            for part in wrap(told.detail(now) or "its nodes are not known here yet", self._inner):
+                self._put([(part, "soft")])
         if apart:
             if hub is not None or measured:
                 self._put([])
+            if hub is not None or measured or any(row.remote and row.present for row in apart):
                 self._put([("no measured path from here", "soft")])
             for row in apart:
                 self._place(row, 2, [])
         self._frame_bottom()
 
     def _name(self, row: Row) -> str:
-        return row.name.removeprefix(f"{self._mesh}.")
+        return row.name.removeprefix(f"{self.mesh}.")
 
     def _put(self, line: Line) -> None:
         side = self._glyphs.box[5]
@@ -180,12 +223,30 @@ class _Lane:
             count = sum(row.state == state for row in rows)
             if count:
                 counts += [(" ", "text"), (f"{self._glyphs.state(state)}{count}", state)]
-        head: Line = [(f"{top_left}{rule} ", "frame"), (elide(self._mesh, max(4, self._cells - 12)), "title")]
-        said: Line = [*head, *counts, (" ", "frame")]
-        if line_width(said) > self._cells - 2:
-            said = [*head, (" ", "frame")]
+        if not rows and self._told is not None:
+            counts = [(" ", "text"), *mesh_counts(self._told, self._glyphs)]
+        head: Line = [(f"{top_left}{rule} ", "frame"), (elide(self.mesh, max(4, self._cells - 12)), "title")]
+        for tail in (*([*counts, *lease] for lease in self._leases()), counts, []):
+            said: Line = [*head, *tail, (" ", "frame")]
+            if line_width(said) <= self._cells - 2:
+                break
         fill = self._cells - line_width(said) - 1
         self.lines.append([*said, (rule * fill + top_right, "frame")])
+
+    def _leases(self) -> list[Line]:
+        """Who holds the lease and for how long, or what is wrong with it: the longest first."""
+        told = self._told
+        if told is None:
+            return []
+        gap = ("  ", "text")
+        wrong: Line = [gap, ("IMPOSTOR", "hot")] if told.impostors else []
+        said = told.lease(self._now)
+        if told.expired or told.vacant:
+            return [[*wrong, gap, (said, "hot")], [gap, (said, "hot")]]
+        sign = self._glyphs.lease
+        full: Line = [gap, (f"{sign} {told.known_by} {said}", "text")]
+        short: Line = [gap, (f"{sign} {said}", "text")]
+        return [[*wrong, *full], [*wrong, *short], short]
 
     def _frame_bottom(self) -> None:
         low_left, low_right, rule = self._glyphs.box[2], self._glyphs.box[3], self._glyphs.box[4]
@@ -232,12 +293,15 @@ class _Lane:
         self.cards.append((row.id, 2 + x, len(self.lines), min(self._card, self._inner - x)))
         indent: Line = lead if lead else [(" " * x, "text")]
         mark = glyphs.mark if row.id in self._marked else ""
-        room = self._card - 2 - len(mark)
-        old = row.late(self._now)
+        holds = self._told is not None and not self._told.expired and self._told.publisher_id == row.id
+        flag = f" {glyphs.lease}" if holds else ""
+        room = self._card - 2 - len(mark) - len(flag)
+        old = row.expired or row.late(self._now)
         card: Line = [
             (f"{glyphs.state(row.state)} ", row.state),
             (mark, "accent"),
             (elide(self._name(row), room), "name"),
+            (flag, "text"),
         ]
         extra = [(word, role) for word, role, _ in marks(row, self._me)]
         if extra and self._inner - x - line_width(card) > len(extra[0][0]) + 1:

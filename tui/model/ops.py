@@ -12,7 +12,8 @@ from tui.model.ages import number
 from tui.model.spans import Line
 from tui.model.text import clean, elide, width, wrap
 
-RESULTS = ("done", "accepted", "refused", "unreachable", "unknown")
+RESULTS = ("done", "accepted", "failed", "refused", "unreachable", "unknown")
+"""Every end. What an agent answers is never `failed`: so ends only what this console did itself."""
 SHOWN_MS = 15_000
 """How long a good end stays in the tray. A bad one stays until the list of ops was opened."""
 

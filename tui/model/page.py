@@ -17,28 +17,30 @@ from tui.model.text import clean, elide, pad, shorten, width, wrap
 LABEL = 12
 
 
-def _fact(label: str, value: str, cells: int, role: str = "text") -> list[Line]:
+def fact(label: str, value: str, cells: int, role: str = "text") -> list[Line]:
+    """A labelled value, wrapped; `–` where it is empty."""
     parts = wrap(value or ages.UNKNOWN, max(8, cells - LABEL - 2))
     lines: list[Line] = [[(" " + pad(label, LABEL), "soft"), (parts[0], role)]]
     lines += [[(" " * (LABEL + 1), "text"), (part, role)] for part in parts[1:]]
     return lines
 
 
-def _section(title: str, cells: int, glyphs: Glyphs) -> Line:
+def section(title: str, cells: int, glyphs: Glyphs) -> Line:
+    """The line over a section."""
     said = f" {title} "
     return [(said, "title"), (glyphs.rule * max(0, cells - width(said) - 1), "frame")]
 
 
-def head(row: Row, me: str, now: float, cells: int, glyphs: Glyphs) -> list[Line]:
+def head(row: Row, fleet: Fleet, now: float, cells: int, glyphs: Glyphs) -> list[Line]:
     """Name, state with its age, and the line that explains it."""
     state = f"{row.state or 'unknown'} {ages.age(row.since_ms(now))}"
     lines: list[Line] = [
         [(" ", "text"), (elide(row.name, cells - 2, glyphs.ellipsis), "title")],
         [(f" {glyphs.state(row.state)} {state}", row.state), (f"   {row.kind} of {row.mesh}", "text")],
     ]
-    why = detail(row, now)
+    why = detail(row, now, fleet.mesh_of(row))
     lines += [[(f"   {part}", "text")] for part in wrap(why, cells - 4)] if why else []
-    for word, role, advice in marks(row, me):
+    for word, role, advice in marks(row, fleet.my_id, fleet.directory.holders, glyphs.lease):
         rest = wrap(advice, cells - len(word) - 4)
         lines.append([(f" {word}", role), (f"  {rest[0]}", "text")])
         lines += [[(" " * (len(word) + 3), "text"), (part, "text")] for part in rest[1:]]
@@ -68,40 +70,47 @@ def vitals(row: Row, now: float, cells: int, glyphs: Glyphs) -> list[Line]:
     if trend.strip():
         lines += [
             [(f" {trend}", "spark")],
-            [(f" {'cpu, ' + str(len(row.history)) + ' samples, newest right'}", "soft")],
+            [(f" cpu, {count} sample{'s' * (count != 1)}, newest right", "soft")],
         ]
     return [[(text, "dim") for text, _ in line] for line in lines] if row.late(now) else lines
 
 
-def facts(row: Row, now: float, cells: int) -> list[Line]:
-    """What the row says, a line each."""
+def facts(row: Row, fleet: Fleet, now: float, cells: int) -> list[Line]:
+    """What the row says, a line each; of a node of another mesh also who tells of it, and how it is reached."""
     lines: list[Line] = []
     age = row.age_ms(now)
     late = f", older than 3 periods of {ages.age(row.period_ms)}" if row.late(now) else ""
-    lines += _fact(
+    lines += fact(
         "news", f"{ages.age(age)} old{late}" if age is not None else "", cells, "hot" if late else "text"
     )
-    lines += _fact("round trip", ages.rtt(None if row.state == "dead" else row.figure("rtt_ms")), cells)
-    lines += _fact("address", row.text("addr"), cells)
-    lines += _fact("id", row.id, cells)
+    if row.remote:
+        lines += fact("round trip", f"{ages.UNKNOWN}, not measured: it is in another mesh", cells)
+        mesh = fleet.mesh_of(row)
+        by = mesh.publisher if mesh else ""
+        lines += fact("reached", f"{mesh.path()} to its publisher" if mesh and mesh.path() else "", cells)
+        lines += fact("known by", f"the directory of {row.mesh}, published by {by or 'nobody now'}", cells)
+    else:
+        lines += fact("round trip", ages.rtt(None if row.state == "dead" else row.figure("rtt_ms")), cells)
+        lines += fact("known by", row.text("source"), cells)
+    lines += fact("address", row.text("addr"), cells)
+    lines += fact("id", row.id, cells)
     judged = row.data.get("fresh")
     fresh = "fresh" if judged is True else "stale" if judged is False else "freshness not known"
-    lines += _fact(
+    lines += fact(
         "build", f"{row.text('build') or ages.UNKNOWN}, {fresh}", cells, "hot" if row.stale else "text"
     )
-    lines += _fact("known by", row.text("source"), cells)
     numbers = [(word, row.figure(word)) for word in ("incarnation", "wire")]
     version = ", ".join(f"{word} {figure:.0f}" for word, figure in numbers if figure is not None)
-    lines += _fact("version", version, cells)
+    lines += fact("version", version, cells)
     if row.daemons is not None:
         running, total = row.daemons
-        lines += _fact("daemons", f"{running} of {total} running" if total else "none", cells)
+        lines += fact("daemons", f"{running} of {total} running" if total else "none", cells)
     failures = row.figure("failures")
-    lines += _fact("failures", ages.UNKNOWN if failures is None else f"{failures:.0f}", cells)
+    lines += fact("failures", ages.UNKNOWN if failures is None else f"{failures:.0f}", cells)
     if row.text("maintenance") not in ("", "active"):
-        lines += _fact("maintenance", row.text("maintenance").replace("_", " "), cells)
+        lines += fact("maintenance", row.text("maintenance").replace("_", " "), cells)
     if row.tags:
-        lines += _fact("tags", " ".join(f"{k}={v}" for k, v in sorted(row.tags.items())), cells)
+        lines += fact("tags", " ".join(f"{k}={v}" for k, v in sorted(row.tags.items())), cells)
     return lines
 
 
@@ -125,10 +134,10 @@ def history(events: Iterable[Event], cells: int, glyphs: Glyphs, wall_ms: float 
 
 def pane(row: Row, fleet: Fleet, now: float, cells: int, glyphs: Glyphs = UNICODE) -> list[Line]:
     """The pane beside the fleet: what the view holds about one node, nothing asked for."""
-    lines = head(row, fleet.my_id, now, cells, glyphs)
-    lines += [[], *vitals(row, now, cells, glyphs), [], *facts(row, now, cells)]
+    lines = head(row, fleet, now, cells, glyphs)
+    lines += [[], *vitals(row, now, cells, glyphs), [], *facts(row, fleet, now, cells)]
     about = fleet.events.about(row.id, 8)
-    lines += [[], _section("what led here", cells, glyphs)]
+    lines += [[], section("what led here", cells, glyphs)]
     return lines + (history(about, cells, glyphs) or [[(" no event about it is held here", "soft")]])
 
 
@@ -143,10 +152,10 @@ def node_page(
             [(" This node is no longer in the view: it said goodbye, or its row has expired.", "text")],
             [(" Esc", "key"), (" goes back; Events tells what became of it", "soft")],
         ]
-    lines = head(row, fleet.my_id, now, cells, glyphs)
-    lines += [[], _section("vitals", cells, glyphs), *vitals(row, now, cells, glyphs)]
-    lines += [[], _section("facts", cells, glyphs), *facts(row, now, cells)]
-    lines += [[], _section("why it is in this state", cells, glyphs)]
+    lines = head(row, fleet, now, cells, glyphs)
+    lines += [[], section("vitals", cells, glyphs), *vitals(row, now, cells, glyphs)]
+    lines += [[], section("facts", cells, glyphs), *facts(row, fleet, now, cells)]
+    lines += [[], section("why it is in this state", cells, glyphs)]
     told = doc or {}
     why = [Event(event, at) for at, event in enumerate(_maps(told.get("why")))]
     held = why or fleet.events.about(row.id, 12)
@@ -158,10 +167,10 @@ def node_page(
     answered = clean(told.get("answered_by")) or ages.UNKNOWN
     age = (number(told.get("age_ms")) or 0.0) + (doc_age_ms or 0.0)
     itself = answered == row.name
-    lines += [[], _section("as the node tells it" if itself else f"as {answered} knows it", cells, glyphs)]
+    lines += [[], section("as the node tells it" if itself else f"as {answered} knows it", cells, glyphs)]
     lines.append([(f" answered by {answered}, {ages.age(age)} old", "soft")])
     for title, key, none in _SECTIONS:
-        lines += [[], _section(title, cells, glyphs)]
+        lines += [[], section(title, cells, glyphs)]
         said = none if itself else f"nothing that {answered} knows of"
         lines += _items(told.get(key), cells) or [[(f" {said}", "soft")]]
     return lines

@@ -7,13 +7,14 @@ since, so nothing looks younger than it is while the line is silent.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tui.model.ages import number
 from tui.model.events import EventLog
-from tui.model.glyphs import RANK
+from tui.model.glyphs import RANK, UNICODE
+from tui.model.meshes import Meshes, MeshRow
 from tui.model.text import clean
 
 Doc = Mapping[str, Any]
@@ -29,6 +30,7 @@ class Row:
     __slots__ = (
         "_search",
         "data",
+        "expired",
         "history",
         "id",
         "kind",
@@ -58,7 +60,9 @@ class Row:
         self.mesh = clean(data.get("mesh"))
         self.kind = clean(data.get("kind"))
         self.state = clean(data.get("state"))
-        self.rank = RANK.get(self.state, 0)
+        self.expired = data.get("expired") is True
+        # Of an expired mesh nothing is known, which is less than a death that somebody saw.
+        self.rank = RANK["joining"] if self.expired else RANK.get(self.state, 0)
         self._search: str | None = None
         self.version += 1
         given = data.get("history")
@@ -120,6 +124,11 @@ class Row:
             if until is not None:
                 return until - (now - self.received) * 1000
         return None
+
+    @property
+    def remote(self) -> bool:
+        """Whether only the publisher of its mesh tells of it: no path to it is measured from here."""
+        return self.data.get("source") == "directory"
 
     @property
     def stale(self) -> bool:
@@ -191,11 +200,17 @@ class Row:
 _MARKING = frozenset({"incompatible", "clock_off", "skew_ms", "suspect", "cordoned"})
 
 
-def marks(row: Row, me: str = "") -> list[tuple[str, str, str]]:
-    """(word, role, what to do) for everything about a node that wants a look, the gravest first."""
+def marks(
+    row: Row, me: str = "", holders: Collection[str] = (), lease: str = UNICODE.lease
+) -> list[tuple[str, str, str]]:
+    """(word, role, what to do) for everything about a node that wants a look, the gravest first.
+
+    `holders`: ids of the nodes that hold a mesh's lease.
+    """
     found: list[tuple[str, str, str]] = []
     data = row.data
-    if row.id != me and data.get("fresh") is not False and not (_MARKING & data.keys()):
+    holds = row.id in holders
+    if row.id != me and not holds and data.get("fresh") is not False and not (_MARKING & data.keys()):
         return found
     if row.flag("incompatible"):
         theirs = row.figure("wire")
@@ -208,6 +223,8 @@ def marks(row: Row, me: str = "") -> list[tuple[str, str, str]]:
         found.append(("suspect", "hot", "does not answer probes; being checked"))
     if row.flag("cordoned") and row.state != "draining":
         found.append(("cordoned", "text", "takes no new work"))
+    if holds:
+        found.append((f"{lease} lease", "text", f"publishes {row.mesh}: it holds the lease"))
     if me and row.id == me:
         found.append(("you", "accent", "the node this console is attached to"))
     return found
@@ -221,14 +238,18 @@ class Change:
     gone: set[str] = field(default_factory=set)
     events: int = 0
     full: bool = False
+    meshes: bool = False
+    """Whether the meshes were told anew."""
     moved: bool = False
-    """Whether a node came, went or changed its state: news, as opposed to newer figures."""
+    """Whether a node came, went or changed its state, or a mesh its standing: news, as opposed to newer figures."""
 
     def merge(self, other: Change) -> None:
         self.rows |= other.rows
         self.gone = (self.gone - other.rows) | other.gone
         self.events += other.events
         self.full |= other.full
+        self.meshes |= other.meshes
+        self.moved |= other.moved
         self.moved |= other.moved
 
 
@@ -241,6 +262,7 @@ class Fleet:
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self.events = EventLog()
+        self.directory = Meshes()
         self.me: dict[str, Any] = {}
         self.counters: dict[str, int] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -253,6 +275,15 @@ class Fleet:
     @property
     def my_id(self) -> str:
         return clean(self.me.get("id"))
+
+    @property
+    def mesh(self) -> str:
+        """The mesh of the attached node."""
+        return clean(self.me.get("mesh"))
+
+    def mesh_of(self, row: Row) -> MeshRow | None:
+        """The mesh of a node, where the agent tells of it."""
+        return self.directory.rows.get(row.mesh)
 
     def fold(self, frame: Doc, now: float) -> Change:
         """Takes one frame of `watch`. Nonsense in it is left out, never raised: the screen must go on."""
@@ -276,6 +307,11 @@ class Fleet:
         change.moved = bool(change.gone) or self._counted != counted
         events = [event for event in _list(frame, "events") if isinstance(event, Mapping)]
         change.events = self.events.replace(events) if change.full else self.events.extend(events)
+        if change.full and not isinstance(frame.get("meshes"), list):
+            self.directory.clear()
+        elif "meshes" in frame:
+            change.meshes = True
+            change.moved |= self.directory.fold(frame["meshes"], now)
         counters = frame.get("counters")
         if isinstance(counters, Mapping):
             if change.full:
@@ -284,6 +320,22 @@ class Fleet:
                 if (figure := number(count)) is not None:
                     self.counters[clean(code)] = int(figure)
         return change
+
+    def started(self, data: Doc, now: float) -> Change:
+        """Shows a node that was started here until its own mesh tells of it: nothing is known of it but that."""
+        if clean(data.get("id")) in self.rows:
+            return Change()
+        blank = dict.fromkeys(("cpu", "mem", "disk", "rtt_ms", "build", "fresh", "last_seen_ms", "evidence"))
+        row = {**blank, "state": "joining", "source": "spawned", "since_ms": 0, **data}
+        return Change({self._put(row, now)}, moved=True)
+
+    def ended(self, node: str) -> Change:
+        """Takes away a node that was started here and ended before anybody told of it."""
+        row = self.rows.get(node)
+        if row is None or row.data.get("source") != "spawned":
+            return Change()
+        self._count(self.rows.pop(node), -1)
+        return Change(gone={node}, moved=True)
 
     def _put(self, data: Doc, now: float) -> str:
         node = clean(data["id"])
@@ -312,11 +364,14 @@ class Fleet:
         return found
 
     def meshes(self) -> dict[str, int]:
-        """Mesh → nodes, by name; the dead count, since they are shown."""
+        """Mesh → nodes, by name; the dead count, since they are shown. A mesh that tells only counts has these."""
         found: Counter[str] = Counter()
         for (mesh, _), count in self.counts.items():
             if count > 0:
                 found[mesh] += count
+        for mesh, row in self.directory.rows.items():
+            if mesh not in found:
+                found[mesh] = int(row.total or 0)
         return dict(sorted(found.items()))
 
     def silence_ms(self, now: float) -> float | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from tui.model import ages
 from tui.model.glyphs import STATES, UNICODE, Glyphs
+from tui.model.meshes import MeshRow, impostor_text
 from tui.model.rows import Fleet
 from tui.model.spans import Line
-from tui.model.text import clean
+from tui.model.text import clean, elide, width
 
 NOTICE_MS = 600_000
 """How long an event of the wire is news."""
@@ -32,9 +33,39 @@ def build_text(fleet: Fleet) -> str:
     return f"build {build[:6]}" + (" fresh" if fresh is True else " STALE" if fresh is False else "")
 
 
-def notices(fleet: Fleet, wall_ms: float, update_key: str = "u") -> list[str]:
-    """What is wrong beyond single nodes, a sentence each that says what to do; the gravest first."""
+def alarms(fleet: Fleet) -> Line:
+    """A word each for what is wrong with whole meshes, for a place that is always in sight: the gravest first."""
+    rows = fleet.directory.rows.values()
+    words = [("IMPOSTOR", any(m.impostors for m in rows)), ("EXPIRED", any(m.expired for m in rows))]
+    words += [(word.upper(), True) for word in sorted({m.fallen_back for m in rows} - {""})[:1]]
+    out: Line = []
+    for word, holds in words:
+        if holds:
+            out += [(elide(word, 16), "hot"), ("  ", "text")]
+    return out
+
+
+def lease_text(mesh: MeshRow | None, now: float, glyphs: Glyphs = UNICODE, cells: int = 28) -> str:
+    """`⚑ gateway.4f1a77 4s`, or what is wrong with the lease; empty for a mesh that nobody told of."""
+    if mesh is None:
+        return ""
+    said = mesh.lease(now)
+    if mesh.expired:
+        return said
+    return f"{glyphs.lease} {elide(mesh.known_by, cells - width(said) - 3, glyphs.ellipsis)} {said}".replace(
+        "  ", " "
+    )
+
+
+def notices(fleet: Fleet, wall_ms: float, update_key: str = "u", now: float = 0.0) -> list[str]:
+    """What is wrong beyond single nodes, a sentence each that says what to do; the gravest first.
+
+    `now`: the viewer's clock, with which the meshes age.
+    """
     found = []
+    meshes = sorted(fleet.directory.rows.values(), key=lambda m: m.name)
+    for mesh in meshes:
+        found += [mark.advice for mark in mesh.marks(now) if mark.word == "IMPOSTOR"]
     incompatible: dict[str, str] = {}
     impostors: dict[str, None] = {}
     for event in reversed(fleet.events.items):
@@ -45,10 +76,20 @@ def notices(fleet: Fleet, wall_ms: float, update_key: str = "u") -> list[str]:
             incompatible.setdefault(
                 where, f"speaks wire {event.text('theirs') or '?'}, we {event.text('ours') or '?'}"
             )
-        elif event.kind == "mesh.impostor":
+        elif event.kind == "mesh.impostor" and event.mesh not in fleet.directory.rows:
             impostors.setdefault(event.mesh or "a mesh")
-    for mesh in impostors:
-        found.append(f"another key calls itself {mesh}: not merged; find out who")
+    for name in impostors:
+        found.append(impostor_text(name))
+    gone = [mesh for mesh in meshes if mesh.expired]
+    if len(gone) > 2:
+        found.append(
+            f"{len(gone)} meshes expired, their nodes are not live: {', '.join(m.name for m in gone)}"
+        )
+    else:
+        found += [f"{mesh.expiry(now)}; its nodes are not live" for mesh in gone]
+    found += list(
+        dict.fromkeys(m.advice for mesh in meshes for m in mesh.marks(now) if m.word == mesh.fallen_back)
+    )
     for where, said in incompatible.items():
         found.append(f"incompatible peer {where} {said}: update the older side")
     rows = fleet.rows.values()

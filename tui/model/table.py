@@ -28,6 +28,10 @@ class Scene:
     glyphs: Glyphs = UNICODE
     facts: frozenset[str] = frozenset()
     """What is there at all: names that `Column.needs` may ask for."""
+    here: str = ""
+    """The mesh of the attached node."""
+    holders: Collection[str] = ()
+    """Ids of the nodes that hold a mesh's lease."""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tui.model import columns
+from tui.model import columns, mesh_columns, meshes
 from tui.model.events import Event
 from tui.model.locator import Locator, LocatorError, check, parse
 from tui.model.rows import Row, rows_of
 from tui.model.spans import plain
 from tui.model.table import Column, Scene, Table
+
+Source = Literal["rows", "events", "meshes"]
+Docs = Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Stuff:
+    """What the items of a source are, and how a table holds them."""
+
+    items: Callable[[Docs, float], list[Any]]
+    search: Callable[[Any], str]
+    tags: Callable[[Any], Mapping[str, str]]
+    key: Callable[[Any], Any]
+    height: Callable[[Any], int]
+    facts: Callable[[list[Any], str], frozenset[str]]
+
+
+_STUFF: dict[Source, _Stuff] = {
+    "rows": _Stuff(
+        rows_of, lambda row: row.search, lambda row: row.tags, columns.trouble_key, columns.row_height,
+        columns.fleet_facts,
+    ),
+    "events": _Stuff(
+        lambda docs, now: [Event(document, at) for at, document in enumerate(docs)],
+        lambda e: e.search, lambda e: {}, lambda e: e.key, lambda e: 1, lambda found, me: frozenset({"meshes"}),
+    ),
+    "meshes": _Stuff(
+        meshes.rows_of, lambda m: m.search, lambda m: {}, mesh_columns.mesh_key, mesh_columns.mesh_height,
+        lambda found, me: mesh_columns.mesh_facts(found),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,30 +52,21 @@ class ViewSpec:
     name: str
     key: str
     title: str
-    source: Literal["rows", "events"]
-    """What the headless twin needs: `nodes` or `events` of an agent."""
+    source: Source
+    """What the headless twin needs: `nodes`, `events` or `meshes` of an agent."""
     columns: tuple[Column[Any], ...]
     hidden: tuple[Column[Any], ...] = ()
 
     def new_table(self) -> Table[Any]:
         """An empty table of this view."""
-        if self.source == "rows":
-            return Table(
-                (*self.columns, *self.hidden), lambda row: row.search, lambda row: row.tags, columns.trouble_key,
-                columns.row_height,
-            )  # fmt: skip
-        return Table((*self.columns, *self.hidden), lambda e: e.search, lambda e: {}, lambda e: e.key)
+        of = _STUFF[self.source]
+        return Table((*self.columns, *self.hidden), of.search, of.tags, of.key, of.height)
 
-    def select(self, documents: Iterable[Mapping[str, Any]], locator: Locator, now: float = 0.0) -> list[Any]:
+    def select(self, documents: Docs, locator: Locator, now: float = 0.0) -> list[Any]:
         """The items that the locator leaves, in its order; LocatorError for one that doesn't fit this view."""
-        items: list[Any]
-        if self.source == "rows":
-            items = rows_of(documents, now)
-        else:
-            items = [Event(document, at) for at, document in enumerate(documents)]
         table = self.new_table()
         check(locator, table.schema)
-        table.items = {item.id: item for item in items}
+        table.items = {item.id: item for item in _STUFF[self.source].items(documents, now)}
         table.set_locator(locator, now)
         return [table.items[node] for node in table.order]
 
@@ -52,22 +74,18 @@ class ViewSpec:
         self, items: Sequence[Any], now: float = 0.0, me: str = ""
     ) -> tuple[list[str], list[list[str]]]:
         """(titles, a list of texts an item), every column that has something to show, nothing elided."""
-        facts = columns.fleet_facts(list(items), me) if self.source == "rows" else frozenset({"meshes"})
+        facts = _STUFF[self.source].facts(list(items), me)
         scene = Scene(now, me, None, facts=facts)
         shown = [c for c in self.columns if not c.needs or c.needs in facts]
         rows = [[_cell(column, item, scene) for column in shown] for item in items]
         return [column.title or column.key.upper() for column in shown], rows
 
-    def table(
-        self, documents: Iterable[Mapping[str, Any]], locator: Locator, now: float = 0.0, me: str = ""
-    ) -> list[list[str]]:
+    def table(self, documents: Docs, locator: Locator, now: float = 0.0, me: str = "") -> list[list[str]]:
         """The headless table: titles first, then a list of texts a row."""
         titles, rows = self.cells(self.select(documents, locator, now), now, me)
         return [titles, *rows]
 
-    def json(
-        self, documents: Iterable[Mapping[str, Any]], locator: Locator, now: float = 0.0
-    ) -> list[Mapping[str, Any]]:
+    def json(self, documents: Docs, locator: Locator, now: float = 0.0) -> list[Mapping[str, Any]]:
         """The documents themselves, narrowed and ordered."""
         return [item.data for item in self.select(documents, locator, now)]
 
@@ -82,6 +100,7 @@ VIEWS: dict[str, ViewSpec] = {
     for view in (
         ViewSpec("fleet", "1", "Fleet", "rows", columns.FLEET, columns.FLEET_HIDDEN),
         ViewSpec("map", "2", "Map", "rows", columns.FLEET, columns.FLEET_HIDDEN),
+        ViewSpec("meshes", "3", "Meshes", "meshes", mesh_columns.MESHES, mesh_columns.MESHES_HIDDEN),
         ViewSpec("events", "7", "Events", "events", columns.EVENTS, columns.EVENTS_HIDDEN),
     )
 }

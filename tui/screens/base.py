@@ -62,6 +62,15 @@ class View(Container, can_focus=False, inherit_bindings=False):
         """The node under the cursor."""
         return None
 
+    def mesh_name(self) -> str:
+        """The mesh under the cursor; empty where there is none."""
+        row = self.row()
+        return row.mesh if row else ""
+
+    def opens(self) -> Locator | None:
+        """The place that Enter leads to, where it is no node's page."""
+        return None
+
     def targets(self) -> list[Row]:
         """The nodes that an op acts on."""
         row = self.row()

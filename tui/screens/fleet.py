@@ -10,9 +10,10 @@ from textual.containers import Horizontal
 from tui.model import columns, page
 from tui.model.locator import Locator
 from tui.model.rows import Change, Row
-from tui.model.spans import Line, plain, spread
-from tui.model.status import build_text, state_counts
+from tui.model.spans import Line, keep, line_width, plain, spread
+from tui.model.status import build_text, lease_text, state_counts
 from tui.model.table import Scene, Table
+from tui.model.text import wrap
 from tui.model.views import VIEWS
 from tui.screens.base import View
 from tui.widgets.page import PageView
@@ -146,13 +147,14 @@ class FleetView(TableBased):
         self.grid = TableView(
             self.table,
             lead=lambda row, scene: [(scene.glyphs.state(row.state), row.state)],
-            detail=lambda row, scene: columns.detail(row, scene.now),
-            facts=lambda rows: columns.fleet_facts(rows, deck.fleet.my_id),
-            old=lambda row, now: row.late(now) or deck.blind(),
+            detail=lambda row, scene: columns.detail(row, scene.now, deck.fleet.mesh_of(row)),
+            facts=lambda rows: columns.fleet_facts(rows, deck.fleet.my_id, deck.fleet.directory.holders),
+            old=lambda row, now: row.expired or row.late(now) or deck.blind(),
             empty=self._empty,
         )
         self.grid.clock = deck.now
         self.grid.me = lambda: deck.fleet.my_id
+        self.grid.holders = lambda: deck.fleet.directory.holders
         self.grid.glyphs = deck.glyphs
         self.pane = PageView(self._pane_lines, ground="panel")
 
@@ -182,14 +184,16 @@ class FleetView(TableBased):
         deck = self.deck
         if deck.fleet.received is None:
             return [[("   no agent has answered yet; the rows come with the first one", "soft")]]
+        locator = self.table.locator
         if self.table.items:
-            return [
-                [
-                    ("   no node passes ", "text"),
-                    (self.table.locator.filter_text() or f"@{self.table.locator.mesh}", "name"),
-                ],
-                [("   Esc", "key"), (" clears the filter", "soft")],
+            mesh = deck.fleet.directory.rows.get(locator.mesh or "")
+            said: list[Line] = [
+                [("   no node passes ", "text"), (locator.filter_text() or f"@{locator.mesh}", "name")]
             ]
+            if mesh is not None and not locator.terms:
+                why = mesh.detail(deck.now()) or "its nodes are not known here yet"
+                said = [[(f"   {part}", "text")] for part in wrap(f"{mesh.name}: {why}", deck.size.width - 8)]
+            return [*said, [("   Esc", "key"), (" clears the filter", "soft")]]
         return [[("   this agent knows no nodes, not even itself: it has just started", "soft")]]
 
     def row(self) -> Row | None:
@@ -207,6 +211,8 @@ class FleetView(TableBased):
             self.table.rebuild(now)
         else:
             self.table.apply(change.rows, change.gone, now)
+        if change.meshes and change.moved:
+            self.grid.relayout()  # who holds a lease may be the first thing to be noted beside a row
         self.grid.repaint()
         self.pane.remake()
 
@@ -241,9 +247,12 @@ class FleetView(TableBased):
         left += state_counts(fleet, mesh, self.deck.glyphs)
         if table.marks:
             left.append((f"  {len(table.marks)} marked", "accent"))
-        parts = [self.sort_text() or "trouble first", build_text(fleet)]
-        right = [(f" {self.deck.glyphs.separator} ".join(part for part in parts if part) + " ", "soft")]
-        return spread(left, right, cells)
+        lease = lease_text(fleet.directory.rows.get(mesh or ""), self.deck.now(), self.deck.glyphs)
+        parts = [self.sort_text() or "trouble first", lease, build_text(fleet)]
+        pieces: list[Line] = [[(part, "soft")] for part in parts if part]
+        room = cells - line_width(left) - 2
+        right = keep(pieces, room, (f" {self.deck.glyphs.separator} ", "soft"))
+        return spread(left, [*right, (" ", "soft")], cells)
 
 
 def make(deck: QuarterdeckApp) -> View:

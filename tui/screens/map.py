@@ -15,6 +15,7 @@ from tui.model.map import Chart
 from tui.model.rows import Change, Row
 from tui.model.spans import Line, spread
 from tui.model.status import state_counts
+from tui.model.text import elide
 from tui.model.views import VIEWS
 from tui.screens.base import View
 from tui.widgets.page import PageView
@@ -48,7 +49,7 @@ class ChartView(PageView):
             self._owner.cursor = card.node
             self.refresh()
             if event.chain == 2:
-                self._owner.deck.do_open()
+                self._owner.deck.doing.open()
 
 
 def _ground(style: Any) -> Any:
@@ -86,7 +87,10 @@ class MapView(View):
         """The chart for this width; empty says why."""
         deck = self.deck
         rows = [self.table.items[node] for node in self.table.order]
-        if not rows:
+        directory = deck.fleet.directory.rows
+        locator = self.table.locator
+        bare = [m for m in directory if not locator.terms and locator.mesh in (None, m)]
+        if not rows and not bare:
             if deck.fleet.received is None:
                 return [[], [("   no agent has answered yet; the map comes with the first one", "soft")]]
             return [
@@ -95,8 +99,8 @@ class MapView(View):
                 [("   Esc", "key"), (" clears it", "soft")],
             ]
         self.chart = chart_model.chart(
-            rows, deck.fleet.my_id, cells, deck.now(), self.table.marks, deck.glyphs, self._origin()
-        )
+            rows, deck.fleet.my_id, cells, deck.now(), self.table.marks, deck.glyphs, self._origin(), directory, bare,
+        )  # fmt: skip
         if self.chart.card(self.cursor) is None:
             self.cursor = self.chart.cards[0].node if self.chart.cards else None
         if deck.blind():
@@ -196,7 +200,7 @@ class MapView(View):
         left += state_counts(deck.fleet, mesh, deck.glyphs)
         if self.table.marks:
             left.append((f"  {len(self.table.marks)} marked", "accent"))
-        return spread(left, [("round trips as each lane's first node measures them ", "soft")], cells)
+        return spread(left, [(f"round trips as {elide(self._origin(), 32)} measures them ", "soft")], cells)
 
     def _origin(self) -> str:
         me = self.deck.fleet.rows.get(self.deck.fleet.my_id)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from tui.screens import events, fleet, map, node
+from tui.screens import events, fleet, map, meshes, node
 from tui.screens.base import Maker
 
-MAKERS: dict[str, Maker] = {"fleet": fleet.make, "map": map.make, "events": events.make, "node": node.make}
+MAKERS: dict[str, Maker] = {
+    "fleet": fleet.make,
+    "map": map.make,
+    "meshes": meshes.make,
+    "events": events.make,
+    "node": node.make,
+}

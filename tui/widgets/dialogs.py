@@ -60,7 +60,8 @@ class Confirm(Dialog):
             lines += _paragraph(
                 f"{self._hidden} of these are marked but hidden by the filter", cells, "hot", "! "
             )
-        said = age_text(told.data_age_ms)
+        said = f"Reached: {told.reach}. " if told.reach else ""
+        said += age_text(told.data_age_ms)
         if self._signer:
             said += f" Signed as {self._signer}."
         return [*lines, *_paragraph(said, cells, "soft")]

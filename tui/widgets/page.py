@@ -27,8 +27,10 @@ class PageView(Sheet, can_focus=False, inherit_bindings=False):
         width = self.size.width
         if not width or not self.display:
             return
-        before, self.lines = self.lines, self._make(width)
-        if len(self.lines) > self.size.height:
+        before = self.lines
+        cells = self.room(len(before)) or width
+        self.lines = self._make(cells)  # mostly it scrolls when it did before: lines are made once, not twice
+        if self.room(len(self.lines)) != cells:
             self.lines = self._make(self.room(len(self.lines)))
         if force or len(before) != len(self.lines):
             self.virtual_size = Size(width, len(self.lines))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 from textual import events
@@ -52,6 +53,8 @@ class TableView(Sheet, can_focus=False, inherit_bindings=False):
         self.placed: list[Placed[Any]] = []
         self.clock: Callable[[], float] = lambda: 0.0
         self.me: Callable[[], str] = lambda: ""
+        self.here: Callable[[], str] = lambda: ""
+        self.holders: Callable[[], Collection[str]] = tuple
         self.glyphs: Glyphs = UNICODE
         self._painted: dict[int, tuple[Line, str]] = {}
         self._made: dict[int, tuple[Line, str]] = {}
@@ -69,7 +72,9 @@ class TableView(Sheet, can_focus=False, inherit_bindings=False):
     def relayout(self) -> None:
         """Places the columns anew: the size, the rows or what they hold have changed."""
         rows = [self.table.items[node] for node in self.table.order[:SAMPLE]]
-        self.scene = Scene(self.clock(), self.me(), self.table.locator.mesh, self.glyphs, self.facts(rows))
+        self.scene = Scene(
+            self.clock(), self.me(), self.table.locator.mesh, self.glyphs, self.facts(rows), self.here(), self.holders(),
+        )  # fmt: skip
         width = self.cells
         self.placed = layout(self.table.columns, width, self.scene, rows, gap=2 if width >= 110 else 1)
         self._drawn_width = width
@@ -83,7 +88,7 @@ class TableView(Sheet, can_focus=False, inherit_bindings=False):
         if self.table.revision != self._revision or self.cells != self._drawn_width:
             self.relayout()
             return
-        self.scene = Scene(self.clock(), self.scene.me, self.scene.mesh, self.scene.glyphs, self.scene.facts)
+        self.scene = replace(self.scene, now=self.clock(), holders=self.holders())
         width = self.cells
         for y in range(self.size.height):
             made = self._line(y)

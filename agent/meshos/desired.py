@@ -1,0 +1,56 @@
+"""What shall be: the intents for daemons, for how many hold a chain, and for what this node holds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from agent.meshos.events import DaemonIntent, Id, LocalReplicaIntent, PlacementIntent
+
+
+class Intent(msgspec.Struct, frozen=True):
+    """Of one daemon; `node` pins it."""
+
+    run: bool
+    node: Id | None
+
+
+class Desired:
+    """The latest intent of each daemon and chain. Each method says whether it changed anything."""
+
+    __slots__ = ("counts", "daemons", "local")
+
+    def __init__(self) -> None:
+        self.daemons: dict[Id, Intent] = {}
+        self.counts: dict[Id, int] = {}
+        self.local: dict[Id, Literal["hold", "drop"]] = {}
+
+    def daemon_intent(self, event: DaemonIntent) -> bool:
+        before = self.daemons.get(event.daemon)
+        if event.intent == "none":
+            self.daemons.pop(event.daemon, None)
+            return before is not None
+        intent = Intent(event.intent == "run", event.node)
+        self.daemons[event.daemon] = intent
+        return intent != before
+
+    def placement_intent(self, event: PlacementIntent) -> bool:
+        before = self.counts.get(event.chain)
+        if event.count is None:
+            self.counts.pop(event.chain, None)
+        else:
+            self.counts[event.chain] = event.count
+        return before != event.count
+
+    def local_replica_intent(self, event: LocalReplicaIntent) -> bool:
+        return self.local_intent(event.chain, None if event.intent == "none" else event.intent)
+
+    def local_intent(self, chain: Id, intent: Literal["hold", "drop"] | None) -> bool:
+        """Sets or forgets what this node shall do about a chain."""
+        before = self.local.get(chain)
+        if intent is None:
+            self.local.pop(chain, None)
+        else:
+            self.local[chain] = intent
+        return before != intent
