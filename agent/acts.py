@@ -11,13 +11,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from agent import freshness
 from agent.chain.store import Handover
 from agent.control import Applied
 from agent.events import plain, wall_ms
-from agent.meshos.events import Admin, AdminOp, UpdateFailed, UpdateStarted
+from agent.meshos.events import AdminOp, AdminVerb, UpdateFailed, UpdateStarted
 from agent.meshos.own import refusal
 from agent.opmessage import Op
 from discovery.errors import Refused
@@ -32,6 +32,19 @@ SELF_CHECK_TIMEOUT_S = 20.0
 ANSWER_FIRST_S = 0.1
 """The answer to an update gets this long to be written before the process replaces itself."""
 REASON_CHARS = 300
+ADMIN_OPS: dict[str, AdminVerb] = {
+    "drain": "drain",
+    "resume": "resume",
+    "cordon": "cordon",
+    "uncordon": "uncordon",
+    "maintenance_enter": "enter_maintenance",
+    "maintenance_exit": "exit_maintenance",
+    "restart_daemons": "restart_all_daemons",
+    "clear_avoid": "clear_avoid_list",
+    "drop_replicas": "drop_replicas",
+    "invalidate_placement": "invalidate_placement",
+}
+"""Verbs that the engine carries out, as it calls them."""
 
 
 class Acts:
@@ -47,12 +60,22 @@ class Acts:
         """What the node is in now."""
         return State.LEAVING if self._node.stopping else self._node.state
 
+    def check(self, op: Op) -> None:
+        """Refused when the node's state refuses it now."""
+        verb = ADMIN_OPS.get(op.verb, op.verb)
+        if op.verb in ADMIN_OPS or op.verb == "update":
+            node = self._node
+            if why := refusal(node.state, verb, node.engine.loop.life.maintenance.state):
+                raise why
+
     async def apply(self, op: Op, by: str) -> Applied:
         """Carries out a judged op of the operator `by`; Refused says why it has no effect."""
         match op.verb:
             case "kill":
                 return self._kill(op, by)
-            case "drain" | "resume":
+            case "apply" | "grant_operator" | "revoke_operator" | "append":
+                return Applied("done", self.state.word, None)  # it stands since it is on the chain
+            case verb if verb in ADMIN_OPS:
                 return await self._admin(op, by)
             case "update":
                 return await self._update(op, by)
@@ -68,19 +91,56 @@ class Acts:
         return Applied("done", State.LEAVING.word, None, leave)
 
     async def _admin(self, op: Op, by: str) -> Applied:
+        """Hands the engine what the operator wills. `accepted` where it takes time: the state and its events tell
+        how far it is."""
         node = self._node
-        verb: Literal["drain", "resume"] = "drain" if op.verb == "drain" else "resume"
-        order = AdminOp(verb, node.identity.id, op.deadline_ms, by, op.op_id)
+        verb = ADMIN_OPS[op.verb]
+        order = AdminOp(verb, node.identity.id, op.deadline_ms, by, op.op_id, tuple(op.chains))
         async with self._turn:
-            before = node.state
-            if why := refusal(before, verb):
+            before, engine = node.state, node.engine
+            if why := refusal(before, verb, engine.loop.life.maintenance.state):
                 raise why
-            await node.tell(Admin(admin=order))
-            after = node.state
-        note = None
-        if verb == "resume" and before in (State.ALIVE, State.DEGRADED):
-            note = "nothing to resume: no drain in force"
-        return Applied("done", after.word, note)
+            note = self._note(op, before)
+            await engine.admin(order)
+            after, state = node.state, engine.loop.state
+        result = "done"
+        if op.verb in ("maintenance_enter", "maintenance_exit"):
+            result, note = (
+                "accepted",
+                note or f"maintenance: {state.maintenance.state.value.replace('_', ' ')}",
+            )
+        elif op.verb == "drain" and (left := state.left()):
+            result, note = "accepted", f"still to stop or move: {', '.join(left)}"
+        return Applied(result, after.word, note)
+
+    def _note(self, op: Op, before: State) -> str | None:
+        """What there is to say beforehand of what an op will do, as things stand."""
+        state = self._node.engine.loop.state
+        match op.verb:
+            case "resume" if before in (State.ALIVE, State.DEGRADED):
+                return "nothing to resume: no drain in force"
+            case "cordon" if state.life.cordon:
+                return "it was cordoned already"
+            case "uncordon" if not state.life.cordon:
+                return (
+                    "it is cordoned by its drain: resume lifts that"
+                    if state.life.drain
+                    else "it was not cordoned"
+                )
+            case "restart_daemons":
+                count = sum(daemon.running for daemon in state.daemons.values())
+                return f"{count} daemon{'s restart' if count != 1 else ' restarts'}"
+            case "clear_avoid":
+                count = len(state.avoid)
+                return f"{count} entr{'ies' if count != 1 else 'y'} cleared"
+            case "drop_replicas":
+                held = state.held_by.get(state.this_node, set())
+                away = [chain for chain in op.chains if chain not in held]
+                return f"not held here: {', '.join(away)}" if away else None
+            case "invalidate_placement":
+                count = len(state.led)
+                return f"{count} chain{'s' * (count != 1)} led here"
+        return None
 
     async def _update(self, op: Op, by: str) -> Applied:
         """Checks the code on disk and replaces this process by it: same id, port and process; Refused changes nothing."""

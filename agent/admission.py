@@ -172,6 +172,8 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     """Lines for `authorized_operators`."""
     seeds: list[tuple[str, int]]
     """Where members were last met."""
+    genesis: str = ""
+    """The roster with which the mesh began."""
 
 
 # --- the agent's desk

@@ -125,12 +125,12 @@ class Backbone:
         self._seeking = node.spawn(self._seek())
 
     async def _stop_pool(self) -> None:
+        """NATS carries the summaries again. That is no goodbye: who is still in the pool takes one for the node's end."""
         pool, self._pool = self._pool, None
         contacts, self._contacts = self._contacts, None
         if self._seeking is not None:
             self._seeking.cancel()
         if pool is not None:
-            pool.leave()
             pool.close()
         if contacts is not None:
             await contacts.close()
@@ -238,11 +238,12 @@ class Backbone:
     def _start_nats(self) -> None:
         from discovery.backbone.nats import NatsBackbone
 
-        assert self._key is not None
+        assert self._key is not None and self._meshes.identity is not None
         self._nats = NatsBackbone(
             urls=self._urls,
             key=self._key,
             mesh=self._node.settings.mesh,
+            mesh_pub=self._meshes.identity.pub,
             me=self._node.identity.id,
             on_summary=self._on_summary,
             on_status=self._on_status,
@@ -264,7 +265,7 @@ class Backbone:
         now = "nats" if up else "pool (nats away)"
         if now != before:
             self._node.events.emit("backbone.changed", from_=before, to=now, reason=reason or None)
-            self._meshes.changed()
+            self._meshes.carried_anew()
 
     # --- what the lease asks for
 

@@ -9,6 +9,8 @@ import gc
 import sys
 from typing import Any
 
+import discovery.lean  # noqa: F401  # isort: skip  (before anything that imports asyncio)
+
 import click
 
 from agent.config import AGENT_OPTIONS, Settings, click_options, load
@@ -17,6 +19,7 @@ from discovery.errors import QuarterdeckError
 
 USAGE_ERROR = 2
 FAILED = 1
+DESCRIPTORS = 8192
 
 
 @click.command("agent", context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,7 +49,18 @@ def run(settings: Settings, home: Home) -> int:
     gc.set_threshold(
         20_000, 20, 50
     )  # an idle node allocates little that outlives a packet; collect it rarely
+    _raise_descriptor_limit()
     return asyncio.run(Node(settings, home).run())
+
+
+def _raise_descriptor_limit() -> None:
+    """A link takes one descriptor and a daemon two: as many as the system lets this process have."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(DESCRIPTORS, hard) if hard != resource.RLIM_INFINITY else DESCRIPTORS
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def check_self(settings: Settings, home: Home) -> int:

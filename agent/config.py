@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from agent.meshos.states import MaintenanceState
 from discovery.errors import LocalError
 from discovery.identity import check_kind, check_mesh, check_node_name
 from discovery.lifecycle import State
@@ -302,12 +303,13 @@ CLIENT_OPTIONS: tuple[Option, ...] = (
     Option("dry_run", _truth, "Show the blast radius; send nothing.", False, flag=True),
     Option(
         "wait",
-        _choice("gone", *(state.word for state in State)),
-        "Wait until others see the node in this state: gone, alive, draining, ….",
+        _choice("gone", *(state.word for state in State), *(state.value for state in MaintenanceState)),
+        "Wait until others see the node in this state: gone, alive, draining, maintenance, ….",
         metavar="STATE",
     ),
     Option("watch", _truth, "Go on: rows as they change (with --json, an object a line).", False, flag=True),
     Option("follow", _truth, "Go on: events as they happen (with --json, one a line).", False, flag=True),
+    Option("show", _truth, "Print what is in force; change nothing.", False, flag=True),
     Option("limit", _whole(0, 10_000), "The last N only.", metavar="N"),
     HOME,
 )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from agent.openlinks import IDLE_CLOSE_S, OpenLinks
-from agent.racing import dial_any
+from agent.racing import dial_any, shared
 from discovery.errors import QuarterdeckError, Refused
 from discovery.identity import Identity
 from discovery.links import Handler, Link
@@ -32,8 +32,8 @@ GOODBYE_TIMEOUT_S = 0.25
 __all__ = ["DIAL_TIMEOUT_S", "IDLE_CLOSE_S", "Contacts"]
 
 
-class Rings(Protocol):
-    """The key ring of this node, as far as push/pull goes."""
+class Notes(Protocol):
+    """Something that members compare whenever they push and pull: each says in a note what it has."""
 
     def note(self) -> Any: ...
     def heard(self, node: int, note: Any, *, act: bool = False) -> None: ...
@@ -56,10 +56,10 @@ class Contacts:
         self._methods = methods
         self._usable_addrs = usable_addrs
         self._username = username
-        self.rings: Rings | None = None
+        self.notes: Mapping[str, Notes] = {}
+        """What is compared beside membership, by the name under which its note travels."""
         self.exchanged: Callable[[], None] = lambda: None
         """Called when a push/pull that this node asked for is done."""
-        """Told of each push/pull which key ring the other end has."""
         self._links = OpenLinks()
         self._dialling: dict[int, asyncio.Task[Link]] = {}
         self._wanted: dict[int, asyncio.Task[None]] = {}
@@ -93,15 +93,18 @@ class Contacts:
         """An open link to that member, whoever dialled it, or None."""
         return self._links.to(node)
 
+    def waiting_ms(self, node: int) -> int | None:
+        """For how long the links to that member have owed an answer, in ms; None while they owe none."""
+        waiting_s = self._links.waiting_s(node, time.monotonic())
+        return None if waiting_s is None else round(waiting_s * 1000)
+
     async def link_to(self, member: Member) -> Link:
         """An open link to a member: one that is there, or a new one. Unreachable says what was tried."""
         if link := self.open_to(member.id):
             return link
         task = self._dialling.get(member.id)
         if task is None:
-            task = asyncio.create_task(self._dial(member))
-            self._dialling[member.id] = task
-            task.add_done_callback(lambda _: self._dialling.pop(member.id, None))
+            task = shared(self._dialling, member.id, self._dial(member))
         return await asyncio.shield(task)
 
     async def call(self, member: Member, method: str, params: Any, timeout_s: float) -> Any:
@@ -263,13 +266,12 @@ class Contacts:
         swim = self._pool.swim
         try:
             request = swim.push_pull_request(time.monotonic())
-            note = self.rings.note() if self.rings is not None else None
-            params = {"body": request, "ring": note}
+            params = {"body": request, **{name: notes.note() for name, notes in self.notes.items()}}
             answer = await self.call(member, "push_pull", params, PUSH_PULL_TIMEOUT_S)
             swim.push_pull_merge(answer["body"], member.id, time.monotonic())
             self.exchanged()
-            if self.rings is not None:
-                self.rings.heard(member.id, answer.get("ring"), act=True)
+            for name, notes in self.notes.items():
+                notes.heard(member.id, answer.get(name), act=True)
         except (QuarterdeckError, KeyError, TypeError):
             self._pool.counters["push_pull_failed"] += 1
         self._pool.flush()

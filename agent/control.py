@@ -106,8 +106,23 @@ class Applier(Protocol):
     @property
     def state(self) -> State: ...
 
+    def check(self, op: Op) -> None:
+        """Refused when it would be refused now; it is asked again when it is applied."""
+
     async def apply(self, op: Op, by: str) -> Applied | tuple[str, str, str | None]:
         """Does it for the operator `by`, or raises Refused (`bad_state`, `unsupported`, …)."""
+
+
+class Ledger(Protocol):
+    """The mesh's admin chain, as far as ops are concerned: `agent.chains.Chains`."""
+
+    async def commit(
+        self, op: Op, message: bytes, signature: str, by: str, content: bytes | None = None
+    ) -> Any:
+        """Puts an op there; `recorded` of what it returns says where. Refused when it may not stand there."""
+
+    async def result(self, op_id: str, verb: str, result: str, reason: str | None, *, last: bool) -> None:
+        """Puts what became of it beside it."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +284,7 @@ class Control:
         journal: Journal,
         operators: Authority,
         applier: Applier,
+        ledger: Ledger | None = None,
         emit: Callable[..., Any] | None = None,
         verify_signature: Callable[[bytes, str, str], Signer] = _verify_sshsig,
         wall_ms: Callable[[], int] = _wall_ms,
@@ -282,6 +298,7 @@ class Control:
         self._journal = journal
         self._operators = operators
         self._applier = applier
+        self._ledger = ledger
         self._emit = emit
         self._verify = verify_signature
         self._wall_ms = wall_ms
@@ -296,16 +313,24 @@ class Control:
             "wall_ms": self._wall_ms(),
         }
 
+    def take_nonce(self, nonce: str) -> bool:
+        """Whether this node gave the nonce out and nobody used it; it is used now."""
+        known = self._nonces.known(nonce)
+        self._nonces.use(nonce)
+        return known
+
     async def submit(
         self,
         message: bytes,
         signature: str | bytes,
         carrier: Carrier | None = None,
         peer_addr: str | None = None,
+        content: bytes | None = None,
     ) -> dict[str, Any]:
-        """The answer to a signed op: `{op_id, target, op, result, state, reason, code}`; it never raises.
+        """The answer to a signed op: `{op_id, target, op, result, state, reason, code, recorded}`; it never raises.
 
-        `reason` and `code` are None unless there is something to say. `peer_addr`: who handed it over."""
+        `reason` and `code` are None unless there is something to say. `peer_addr`: who handed it over. `content`: what the
+        op names by its hash. `recorded`: `replicated` once another node has it too, else `local`."""
         signer: Signer | None = None
         try:
             signer = self._check_signature(message, signature)
@@ -325,7 +350,7 @@ class Control:
             )
             if judged.recorded is not None:
                 return await self._repeat(judged, judged.recorded)
-            return await self._accept(judged, message, signature, carrier)
+            return await self._accept(judged, message, signature, carrier, content)
         except Refused as why:
             return self._refuse(why, message, signer, carrier)
 
@@ -365,7 +390,12 @@ class Control:
         return self._result(judged.op.op_id, judged.op.verb, UNKNOWN, reason, "interrupted")
 
     async def _accept(
-        self, judged: Judged, message: bytes, signature: str | bytes, carrier: Carrier | None
+        self,
+        judged: Judged,
+        message: bytes,
+        signature: str | bytes,
+        carrier: Carrier | None,
+        content: bytes | None,
     ) -> dict[str, Any]:
         op, operator = judged.op, judged.operator
         body = {
@@ -387,8 +417,9 @@ class Control:
         if entry is not None:
             return await self._repeat(judged, entry)
         self._nonces.use(op.message.nonce)
+        armored = signature.decode("ascii") if isinstance(signature, bytes) else signature
         task = asyncio.get_running_loop().create_task(
-            self._apply(op, operator, carrier), name=f"op {op.verb}"
+            self._apply(op, operator, carrier, message, armored, content), name=f"op {op.verb}"
         )
         self._applying[op.op_id] = (judged.content, task)
         task.add_done_callback(lambda _: self._applying.pop(op.op_id, None))
@@ -397,12 +428,25 @@ class Control:
         finally:
             task.add_done_callback(_then)
 
-    async def _apply(self, op: Op, operator: Operator, carrier: Carrier | None) -> _Outcome:
+    async def _apply(
+        self,
+        op: Op,
+        operator: Operator,
+        carrier: Carrier | None,
+        message: bytes,
+        signature: str,
+        content: bytes | None,
+    ) -> _Outcome:
         code: str | None = None
+        recorded: str | None = None
         try:
             if op.verb == "kill" and self._applier.state is State.LEAVING:
                 applied = Applied(DONE, State.LEAVING.word, "it was leaving already")
             else:
+                self._applier.check(op)
+                if self._ledger is not None:
+                    by = operator.comment
+                    recorded = (await self._ledger.commit(op, message, signature, by, content)).recorded
                 applied = Applied(*await self._applier.apply(op, operator.comment))
         except Refused as why:
             applied, code = Applied(REFUSED, self._applier.state.word, why.sentence), why.code
@@ -416,18 +460,38 @@ class Control:
                 "failed",
             )
         result = self._result(op.op_id, op.verb, applied.result, applied.reason or None, code, applied.state)
+        result["recorded"] = recorded
         try:
             self._journal.finish(op.op_id, result, at_ms=self._wall_ms(), durable=op.verb in LAST_ACTS)
         except Refused as why:
             self.counters["result_not_durable"] += 1
             result["reason"] = "; ".join(filter(None, (result["reason"], why.sentence)))
+        if self._ledger is not None and recorded is not None:
+            last = op.verb in LAST_ACTS
+            await self._ledger.result(op.op_id, op.verb, result["result"], result["reason"], last=last)
         self._tell(result, operator.comment, carrier, operator.fingerprint)
         return result, applied.then
 
+    def refused_put(self, why: Refused, message: bytes, signature: str) -> None:
+        """Records and tells that a put was refused, which its own desk judged, as for any op."""
+        try:
+            signer = self._check_signature(message, signature)
+        except Refused:
+            signer = None
+        self._refuse(why, message, signer, None, "put")
+
     def _refuse(
-        self, why: Refused, message: object, signer: Signer | None, carrier: Carrier | None
+        self,
+        why: Refused,
+        message: object,
+        signer: Signer | None,
+        carrier: Carrier | None,
+        verb: str | None = None,
     ) -> dict[str, Any]:
-        op_id, verb = glimpse(message) if signer is not None and isinstance(message, bytes) else (None, None)
+        op_id = None
+        if signer is not None and isinstance(message, bytes):
+            op_id, seen = glimpse(message)
+            verb = verb or seen
         result = self._result(op_id, verb, REFUSED, why.sentence, why.code)
         proven = signer is not None and why.code not in UNPROVEN
         key = signer.fingerprint if signer else f"by {carrier.fingerprint if carrier else ''}"
@@ -488,4 +552,5 @@ class Control:
             "state": state or self._applier.state.word,
             "reason": reason,
             "code": code,
+            "recorded": None,
         }

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from agent.chain.record import DISPATCHED, Disposition, Failed, Gated, Record
+from agent.chain.record import DISPATCHED, FAILURE, Disposition, Failed, Gated, Record
 from agent.meshos.actions import Action, document
 from agent.meshos.actual import FailureRecord
 from agent.meshos.admit import Admission
@@ -84,16 +84,16 @@ def failures_of(records: Iterable[Record], capacity: int = 256) -> deque[Failure
         if not isinstance(disposition, Failed | Gated):
             continue
         body = record.body or {}
-        kind = record.kind.removeprefix("action.")
+        own = record.kind.startswith(FAILURE)
+        source = record.kind.removeprefix(FAILURE) if own else "action"
+        kind = None if own else record.kind.removeprefix("action.")
         target = next(
             (body[name] for name in ("daemon", "chain", "blob", "peer", "target") if name in body), None
         )
         retry_ms = disposition.retry_after_ms if isinstance(disposition, Failed) else None
         until_ms = disposition.until_ms if isinstance(disposition, Gated) else None
         found.append(
-            FailureRecord(
-                record.emitted_at_ms, "action", kind, target, disposition.reason, retry_ms, until_ms
-            )
+            FailureRecord(record.emitted_at_ms, source, kind, target, disposition.reason, retry_ms, until_ms)
         )
     return found
 

@@ -31,18 +31,24 @@ RETRY_FIRST_S = 0.3
 RETRY_MAX_S = 10.0
 UNLISTED_RETRY_S = 30.0
 RTT_EVERY_S = 15.0
-FRAME_PATIENCE_S = 8.0
-"""A publisher sends something every 2 s; one that doesn't is wedged, and dialled anew."""
+HELLO_TIMEOUT_S = 3.0
+FRAME_PATIENCE_S = 5.0
+"""A publisher sends something every 2 s; one that doesn't is wedged or can't send to us, and is dialled anew. Soon enough
+for it to tell us by gossip, as those that follow no stream, before its summary runs out."""
 ASK_PATIENCE_S = 3.0
 """A candidate that is asked sends something every second; another is asked before what it told runs out."""
 OPEN_AT_ONCE = 32
-"""Records verified before others get their turn: 4 ms."""
+"""Records verified before others get their turn: 4 ms. Of the streams that bring more, one at a time has a turn."""
 LINGER_S = 60.0
 FIRST_S = 1.0
 """How long a reader waits for the first frames."""
 SEEN_MAX = 20_000
 
 _seen = msgspec.msgpack.Decoder(list[tuple[int, int]])
+
+
+class Silent(RemoteError):
+    """A stream on which nothing came in time."""
 
 
 @dataclass
@@ -73,6 +79,7 @@ class Following:
         self._whole = asyncio.Event()
         self._read_at = 0.0
         self._readers = 0
+        self._opening = asyncio.Lock()
         self._closing = False
 
     # --- as a candidate: every publisher
@@ -121,17 +128,22 @@ class Following:
         listing = node.meshes.directory.listings.get(tie.mesh)
         if listing is None:
             raise RemoteError(f"{tie.mesh}: nobody publishes it")
-        member = listing.members.get(listing.summary.publisher_id) or publisher(listing.summary)
-        link, route = await node.reach.link_to(member)
+        member = publisher(listing.summary)
+        await node.reach.link_to(member)
         asked = time.monotonic()
-        await link.call("hello", {}, 3.0)
+        _, route = await node.reach.call(member, "hello", {}, HELLO_TIMEOUT_S)
+        link, _ = await node.reach.link_to(member)
         tie.route, tie.rtt_s, tie.listed = route, time.monotonic() - asked, True
+        node.meshes.changed()
         timing = asyncio.create_task(self._time(tie, link))
         try:
             params = {"scope": "mesh", "node": id_text(node.identity.id)}
             async for frame in _patient(link.stream("directory", params)):
                 tie.problem = ""
                 await self._take(frame, tie.pieces, mesh=tie.mesh)
+        except Silent:
+            node.reach.doubt(link)
+            raise
         finally:
             timing.cancel()
             if link.closed:
@@ -143,7 +155,7 @@ class Following:
             await asyncio.sleep(RTT_EVERY_S)
             asked = time.monotonic()
             with contextlib.suppress(QuarterdeckError):
-                await link.call("hello", {}, 3.0)
+                await link.call("hello", {}, HELLO_TIMEOUT_S)
                 tie.rtt_s = time.monotonic() - asked
 
     # --- as any other node: a candidate of the own mesh
@@ -238,11 +250,8 @@ class Following:
         now = time.monotonic()
         if isinstance(body, bytes):
             entries = decode_entries(body)
-            for start in range(0, len(entries), OPEN_AT_ONCE):
-                for entry in entries[start : start + OPEN_AT_ONCE]:
-                    meshes.directory.open(entry.record)
-                if len(entries) > OPEN_AT_ONCE:
-                    await asyncio.sleep(0)
+            if len(entries) > OPEN_AT_ONCE:
+                await self._open_ahead(entries)
             gone = _gone(frame.get("gone"))
             if frame.get("full"):
                 pieces.clear()
@@ -263,6 +272,14 @@ class Following:
             except (msgspec.MsgspecError, ValueError) as why:
                 raise RemoteError("a list of what was seen that does not decode") from why
 
+    async def _open_ahead(self, entries: list[Entry]) -> None:
+        """Verifies records in slices, so that the feed that follows takes no time."""
+        async with self._opening:
+            for start in range(0, len(entries), OPEN_AT_ONCE):
+                for entry in entries[start : start + OPEN_AT_ONCE]:
+                    self._node.meshes.directory.open(entry.record)
+                await asyncio.sleep(0)
+
     def close(self) -> None:
         self._closing = True
 
@@ -270,7 +287,7 @@ class Following:
 async def _patient(
     stream: AsyncIterator[Any], patience_s: float = FRAME_PATIENCE_S
 ) -> AsyncIterator[dict[str, Any]]:
-    """Items of a stream that are maps; RemoteError when one isn't, or when none comes for `patience_s`."""
+    """Items of a stream that are maps; RemoteError when one isn't, Silent when none comes for `patience_s`."""
     items: Any = stream
     async with contextlib.aclosing(items):
         while True:
@@ -280,7 +297,7 @@ async def _patient(
             except StopAsyncIteration:
                 return
             except TimeoutError as why:
-                raise RemoteError(f"nothing came for {patience_s:g} s") from why
+                raise Silent(f"nothing came for {patience_s:g} s") from why
             if not isinstance(item, dict):
                 raise RemoteError("a frame that is not a map")
             yield item
@@ -296,7 +313,7 @@ def _gone(value: Any) -> dict[int, str]:
 
 
 def publisher(summary: Summary) -> Member:
-    """A publisher of whom only its summary tells."""
+    """A publisher as its summary tells of it: at the addresses that it has now, whatever its row still says."""
     addrs = [(host, port) for host, port in summary.addrs]
     return unmet(
         summary.publisher,

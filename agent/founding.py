@@ -76,6 +76,11 @@ def found_mesh(home: Home, mesh: str) -> Founding:
     operator = identity(home.operator_key_file, _whose())
     if admit_operator(home, openssh_line(operator.pub), "admin", _whose()):
         made.append(home.operators_file)
+    genesis = home.mesh_genesis_file(mesh)
+    if not existed and not genesis.exists():
+        line = f'environment="QD_ROLE=admin" {openssh_line(operator.pub)} {_whose()}\n'
+        write_private(genesis, line.encode())
+        made.append(genesis)
     return Founding(mesh, existed, tuple(made), pub_fingerprint(operator.pub))
 
 
@@ -95,6 +100,38 @@ def admit_operator(home: Home, key_line: str, role: str, comment: str) -> bool:
     return True
 
 
+def genesis_of(home: Home, mesh: str) -> str:
+    """The roster with which the mesh began: lines of `authorized_keys`, made by `qd init` and handed on by invitations.
+
+    A home of an earlier build has none: then this host's operators, as they stand now, are taken and kept."""
+    from agent.chain.adminstate import genesis_roster
+
+    path = home.mesh_genesis_file(mesh)
+    try:
+        kept = str(path.read_text(encoding="utf-8"))
+        genesis_roster(kept)
+        return kept
+    except FileNotFoundError:
+        pass
+    except OSError as why:
+        raise LocalError(f"{path}: {why.strerror}; make it a file that you can read") from why
+    except (UnicodeDecodeError, LocalError) as why:
+        raise LocalError(f"{path}: {why}; take the file from another host of the mesh") from why
+    lines = []
+    with contextlib.suppress(OSError):
+        text = home.operators_file.read_text(encoding="utf-8", errors="replace")
+        rows = text.split("\n")
+        for line in parse(text)[0]:
+            with contextlib.suppress(LocalError):
+                row = rows[line.number - 1].strip()
+                genesis_roster(row)
+                lines.append(row)
+    found = "".join(f"{line}\n" for line in lines)
+    with contextlib.suppress(OSError):
+        write_private(path, found.encode())
+    return found
+
+
 # --- inviting and joining
 
 
@@ -111,6 +148,7 @@ def bundle_of(home: Home, mesh: str, ring: bytes, seeds: Sequence[Addr]) -> Bund
         backbone=backbone,
         operators=operator_lines(home.operators_file),
         seeds=list(seeds)[:SEEDS_MAX],
+        genesis=genesis_of(home, mesh),
     )
 
 
@@ -214,6 +252,9 @@ def join_mesh(home: Home, mesh: str, bundle: Bundle, met: Sequence[Addr]) -> Joi
         raise Refused("other_mesh", f"mesh {mesh}: this home holds another mesh of that name")
     if bundle.backbone is not None:
         put(home.backbone_key_file, base64.b64encode(bundle.backbone) + b"\n")
+    genesis = home.mesh_genesis_file(mesh)
+    if bundle.genesis and not genesis.exists():
+        put(genesis, bundle.genesis.encode())
     seeds = tuple(dict.fromkeys([*met, *map(_addr, bundle.seeds), *read_seeds(home, mesh)]))[:SEEDS_MAX]
     put(home.mesh_seeds_file(mesh), "".join(f"{addr_text(addr)}\n" for addr in seeds).encode())
     text, added, had = with_operators(home.operators_file, bundle.operators, f"of mesh {mesh}")

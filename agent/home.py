@@ -7,6 +7,7 @@ Layout below a home directory::
     config/meshes/<mesh>/mesh.key            32 bytes, base64; more of them once it was rotated (`agent.keyring`)
     config/meshes/<mesh>/identity_ed25519    the mesh's own key
     config/meshes/<mesh>/seeds               HOST:PORT a line, where its members may be met
+    config/meshes/<mesh>/genesis_operators   the roster with which the mesh began
     state/<mesh>/<node>/identity_ed25519, journal.db, agent.log, lock
     run/<mesh>.<name>.json
 """
@@ -80,6 +81,9 @@ class Home:
 
     def mesh_identity_file(self, mesh: str) -> Path:
         return self.mesh_dir(mesh) / "identity_ed25519"
+
+    def mesh_genesis_file(self, mesh: str) -> Path:
+        return self.mesh_dir(mesh) / "genesis_operators"
 
     def mesh_seeds_file(self, mesh: str) -> Path:
         return self.mesh_dir(mesh) / "seeds"

@@ -201,6 +201,11 @@ class MeshLoop:
         if not admitted.done():
             admitted.set_exception(QueueFull(f"the node's event queue was full for {timeout_s:g} s"))
 
+    def hurry(self) -> None:
+        """Has the next tick come now: what an op changed shall be done at once."""
+        self._next_tick = min(self._next_tick, self._clock())
+        self._rouse()
+
     # -- probes ----------------------------------------------------------------------------------------------
 
     def install_rtt_probe(self, name: str, probe: RttProbe) -> None:

@@ -197,8 +197,9 @@ class Meshes:
         listing = self.directory.listings.get(mesh)
         if listing is None or listing.expired:
             return []
-        found = relays_among(listing.members.values(), listing.summary.publisher_id)
-        return found or [publisher(listing.summary)]
+        first = listing.summary.publisher_id
+        others = (m for m in listing.members.values() if m.id != first)
+        return [publisher(listing.summary), *relays_among(others)]
 
     def tellers(self) -> list[Member]:
         """Candidates of the own mesh that may be asked for the directory, the holder first."""
@@ -272,6 +273,12 @@ class Meshes:
                 self.changed()
             case ls.Publish(epoch=epoch):
                 self._publish(epoch)
+
+    def carried_anew(self) -> None:
+        """Another backbone carries the summaries from now on: it is told at once what this node publishes."""
+        if self.lease.mine:
+            self._publish(self.lease.epoch)
+        self.changed()
 
     def _publish(self, epoch: int) -> None:
         if self._publishing is None or self._publishing.done():

@@ -27,29 +27,32 @@ import psutil
 from agent import addresses, freshness
 from agent.acts import UPDATE_DEADLINE_MS, Acts
 from agent.admitting import admission_of, key_file, rotation_of
+from agent.authority import Authority
 from agent.chain.store import LAST_PORT, OVERRIDE, Journal
+from agent.chains import PUT, Chains
 from agent.config import Settings
 from agent.contacts import Contacts
 from agent.control import Control
+from agent.data.of_node import data_room_of
+from agent.engine import Engine, standing_in
 from agent.events import EventLog, LineWriter, wall_ms
 from agent.home import Home, RunEntry, make_identity, read_identity, write_private
-from agent.loop import LoopClosed, MeshLoop, QueueFull
+from agent.loop import LoopClosed, QueueFull
 from agent.meshes import Meshes
-from agent.meshos.actions import Action
-from agent.meshos.config import MeshOsConfig
-from agent.meshos.events import ActionOutcome, Admin, AdminOp, Alone, Health, Leaving, SelfHealth, Started
+from agent.meshos.events import Alone, Leaving
 from agent.meshos.events import Event as EngineEvent
 from agent.meshos.events import Synced as EngineSynced
 from agent.meshos.own import Transition
 from agent.operators import Operators
+from agent.opmessage import suffices
 from agent.pages import Pages
 from agent.reach import Reach
-from agent.recorder import Recorder
 from agent.relay import RELAYING_KINDS, Relay
 from agent.seeds import Seeds
 from agent.service import Service
 from agent.view import HISTORY_PERIOD_S
 from agent.vitals import VitalsSampler
+from agent.wanted import Wanted
 from discovery.errors import LocalError, Refused
 from discovery.identity import default_name, id_text, node_id, openssh_blob, openssh_pub, verify
 from discovery.lifecycle import Evidence, State
@@ -74,10 +77,7 @@ from discovery.swim.effects import (
 
 DEFAULT_PORT = 7420
 LEAVE_MAX_S = 0.6
-ENGINE_TIMEOUT_S = 2.0
-SAMPLE_MAX_AGE_S = 30.0
 LOGINS_TOLD_A_MINUTE = 30
-REASON_CHARS = 96
 HARMLESS = frozenset({"paused", "own_echo", "unasked_ack", "no_witness"})
 """What gossip counts and nobody has to be told of: late answers, pauses of this process."""
 LOOK_FOR_NODES_ALONE_S = 0.5
@@ -102,8 +102,8 @@ class Node:
         self._incompatible_at: dict[str, float] = {}
         self._stale: dict[int, tuple[str, str]] = {}
         self._refused_logins: deque[float] = deque()
-        self._told_deadline_ms: int | None = None
         self._lock: IO[str] | None = None
+        self._ran_before = False
         self.replacing = False
         """Set by an update: stop without a goodbye and run the code on disk in this process's place."""
 
@@ -151,6 +151,7 @@ class Node:
         self._step("sockets")
 
         start_ms = self.start_ms = self.journal.next_start_ms(wall_ms())
+        standing = standing_in(self.journal)
         record = Record(
             pub=self.identity.pub,
             mesh=settings.mesh,
@@ -162,7 +163,8 @@ class Node:
             addrs=addresses.advertised(settings.bind, port, settings.advertise),
             build=self.build,
             host=addresses.host_mark(),
-            cordoned=self.journal.get(OVERRIDE) is not None,
+            maintenance=standing.maintenance.value,
+            cordoned=standing.cordoned or self.journal.get(OVERRIDE) is not None,
             tags=settings.tag,
         )
         presets = {"lan": SwimConfig.lan, "wan": SwimConfig.wan, "local": SwimConfig.local}
@@ -201,6 +203,19 @@ class Node:
             held=lambda node: self.contacts.open_to(node),
             take=lambda sock, addr: self.listener.take(sock, addr),
         )
+        self.wanted = Wanted(self)
+        self.chains = Chains(self, self.wanted.accepted)
+        self.operators = Authority(Operators(home.operators_file), self.chains.admin.state)
+        self.data = data_room_of(
+            self,
+            self.place / "artifacts",
+            chains=self.chains.users,
+            incarnation=record.incarnation,
+            take_nonce=lambda nonce: self.control.take_nonce(nonce),
+            exempt=self.exempt_chains,
+            vouch=self._vouch,
+            on_put=self._put_done,
+        )
         self.service = Service(self)
         methods = self.methods = self.service.methods()
         self.contacts = Contacts(self.pool, self.identity, methods, self.usable_addrs)
@@ -215,8 +230,7 @@ class Node:
             relays=self.meshes.relays,
             methods=methods,
         )
-        self.contacts.rings = self.keys
-        self.operators = Operators(home.operators_file)
+        self.contacts.notes = {"ring": self.keys, "chains": self.chains, "data": self.data}
         self._client_pub = self._read_client_pub()
         self.control = Control(
             me=self.identity.id,
@@ -224,6 +238,7 @@ class Node:
             journal=self.journal,
             operators=self.operators,
             applier=Acts(self),
+            ledger=self.chains,
             emit=self.events.emit,
         )
         self.listener = await Listener.start(
@@ -236,7 +251,14 @@ class Node:
         )
         self._step("listener")
         self._write_run_file()
-        await self._start_engine()
+        self.engine = Engine(self)
+        await self.engine.begin()
+        await self.chains.begin()
+        await self.wanted.begin()
+        self.data.start()
+        self.chains.users.begin(self.data)
+        self.engine.runtime.install_scorer(self.data.scorer)
+        self._step("engine")
         self.pool.start()
         self.meshes.start()
         self.seeds.start()
@@ -245,6 +267,7 @@ class Node:
         self.vitals.start()
         self.spawn(self._housekeeping())
         self.spawn(self.keys.run())
+        self.spawn(self.chains.run())
         if settings.stdin_goodbye:
             self._watch_stdin()
         self.events.emit("node.ready", steps=self._steps, addr=addr_text(self.local_addr), build=self.build)
@@ -255,7 +278,7 @@ class Node:
     def _open_state(self) -> None:
         """Identity, lock and journal of this node's own directory; LocalError when it runs already."""
         settings, home = self.settings, self.home
-        place = self._free_place()
+        place = self.place = self._free_place()
         self._kept_events = place / "events.json"
         identity_file = place / "identity_ed25519"
         fresh = not identity_file.exists()
@@ -268,7 +291,9 @@ class Node:
         for entry in home.running():
             if entry.mesh == settings.mesh and entry.name == self.name and entry.pid != os.getpid():
                 raise LocalError(f"node {self.name}: already runs as process {entry.pid}; give it a --name")
-        self.journal = Journal(place / "journal.db", self.identity)
+        self.journal = Journal(
+            place / "journal.db", self.identity, wrote_before=self._ran_before and not fresh
+        )
 
     def _free_place(self) -> Path:
         """The node's directory, locked for this process. A console without a name takes the first free one."""
@@ -281,6 +306,7 @@ class Node:
             path = self.home.node_dir(settings.mesh, place)
             try:
                 path.mkdir(parents=True, exist_ok=True, mode=0o700)
+                ran_before = (path / "lock").exists()
                 lock = (path / "lock").open("a")
             except OSError as why:
                 raise LocalError(
@@ -291,7 +317,7 @@ class Node:
             except OSError:
                 lock.close()
                 continue
-            self._lock = lock
+            self._lock, self._ran_before = lock, ran_before
             return path
         raise LocalError(f"node {base} of mesh {settings.mesh}: already runs; give it a --name")
 
@@ -398,6 +424,8 @@ class Node:
                 self._left.set()
         if isinstance(effect, Joined | Changed | Evicted):
             self.meshes.members_changed()
+            self.wanted.members_changed()
+            self.data.members_changed()
         self.service.changed()
 
     def _tell_if_stale(self, member: Member) -> None:
@@ -526,142 +554,64 @@ class Node:
         self._refused_logins.append(now)
         self.events.emit("login.refused", reason=code, addr=addr_text(addr), key=print_)
 
+    # --- artifacts
+
+    @property
+    def exempt_chains(self) -> tuple[str, ...]:
+        """Chains that this node may hold in maintenance too: the mesh's admin chain, and its own."""
+        return ("admin", f"node/{id_text(self.identity.id)}")
+
+    def _vouch(self, signer: Any, put: Any) -> None:
+        """Refused unless the key that signed a put might put when it did, by the roster or this host's own file."""
+        operator = self.operators.vouch(signer.blob, put.message.issued_at_ms)
+        if not suffices(operator.role, "operate"):
+            raise Refused("role", f"put needs role operate, {operator.comment} has {operator.role}")
+
+    def _put_done(self, entry: Any, judged: Any) -> None:
+        """Records an artifact that was put here."""
+        body = {"op_id": entry.op_id, "op": PUT, "target": entry.name, "operator": judged.by}
+        more = {
+            "hash": entry.hash,
+            "size": entry.size,
+            "message": entry.message,
+            "signature": entry.signature,
+        }
+        at_ms = wall_ms()
+        self.journal.append("control.op", body | more, at_ms=at_ms)
+        self.journal.append("control.result", body | {"result": "done", "reason": None}, at_ms=at_ms)
+        self.events.emit(
+            "artifact.put", op_id=entry.op_id, by=judged.by, artifact=entry.name, size=entry.size
+        )
+
     # --- the engine
-
-    async def _start_engine(self) -> None:
-        """Starts the loop, and takes up what the last process left: an update in progress, a drain in force."""
-        settings, journal = self.settings, self.journal
-        config = MeshOsConfig(
-            cpu_budget_permille=round(settings.cpu_budget * 10),
-            mem_budget_permille=round(settings.mem_budget * 10),
-        )
-        recorder = Recorder(settings.record, self.identity.id, config) if settings.record else None
-        self.loop = MeshLoop(
-            self.identity.id,
-            config,
-            on_transition=self._on_transition,
-            on_action=self._on_action,
-            recorder=recorder,
-        )
-        self._recorder = recorder
-        self.loop.install_rtt_probe("pool", self._rtt_samples)
-        self.loop.install_health_probe("pool", self._health_samples)
-        self.spawn(self.loop.run())
-        handover = journal.handover()
-        if handover is not None:
-            await self.tell(Started(updated=True, by=handover.by, op_id=handover.op_id))
-            journal.set_handover(None)
-        else:
-            await self.tell(Started())
-        override = journal.get(OVERRIDE)
-        if isinstance(override, dict) and override.get("op") == "drain":
-            left_ms = max(0, int(override.get("until_ms", 0)) - wall_ms())
-            order = AdminOp("drain", self.identity.id, left_ms, override.get("by"), override.get("op_id"))
-            await self.tell(Admin(admin=order))
-
-    async def tell(self, event: EngineEvent) -> Transition | None:
-        """Hands an event to the engine and waits until it is folded; the record then says what resulted."""
-        move = await self.loop.publish_folded(event, ENGINE_TIMEOUT_S)
-        if isinstance(event, Admin):
-            self._keep_override()
-        self._state_record()
-        return move
 
     @property
     def state(self) -> State:
-        """What this node is in, as of the last event folded."""
-        return self.loop.life.state
+        """What the node is in, as of the last event folded."""
+        return self.engine.loop.life.state
 
-    def _on_transition(self, move: Transition) -> None:
-        """Carries one move to gossip, the event stream and the journal."""
-        self._state_record()
-        event = self.events.emit(
-            "node.state_changed",
-            from_=move.old.word if move.old is not None else None,
-            to=move.new.word,
-            reason=move.reason or None,
-            by=move.by,
-            op_id=move.op_id,
-        )
-        kept = {k: event[k] for k in ("from", "to", "reason", "by", "op_id")}
-        self.journal.append("node.state_changed", kept, at_ms=event["at_ms"])
-        self.service.changed()
-
-    def _state_record(self) -> None:
-        """Brings the member record up to what the engine says of this node; broadcast when it changed."""
-        life, record = self.loop.life, self.swim.me.record
-        if life.state is State.LEAVING:
-            return  # the goodbye says it
-        deadline_at_ms = None
-        if life.update is not None:
-            deadline_at_ms = life.update.deadline_at_ms
-        elif life.drain is not None and life.state is State.DRAINING:
-            deadline_at_ms = life.drain.deadline_at_ms
-        reason = "" if life.state in (State.JOINING, State.ALIVE) else life.reason[:REASON_CHARS]
-        wanted = {"state": life.state, "cordoned": life.cordoned, "reason": reason}
-        changes: dict[str, Any] = {k: v for k, v in wanted.items() if getattr(record, k) != v}
-        if changes or deadline_at_ms != self._told_deadline_ms:
-            self._told_deadline_ms = deadline_at_ms
-            left_ms = None if deadline_at_ms is None else max(0, deadline_at_ms - self.loop.now_ms())
-            changes["deadline_ms"] = left_ms
-            self.swim.update_self(time.monotonic(), **changes)
-            self.pool.flush()
-            self.meshes.members_changed()
-
-    def _keep_override(self) -> None:
-        drain = self.loop.life.drain
-        kept = None
-        if drain is not None:
-            until_ms = wall_ms() + drain.deadline_at_ms - self.loop.now_ms()
-            kept = {"op": "drain", "until_ms": until_ms, "by": drain.by, "op_id": drain.op_id}
-        try:
-            self.journal.set(OVERRIDE, kept, durable=True)
-        except Refused as why:
-            self.journal_refused(why)
-
-    def _on_action(self, action: Action) -> bool:
-        """What reconcile wants done. In this build that is marking a peer to avoid, which its write-back does."""
-        self.journal.append(f"action.{action.KIND}", {"target": str(action.target)})
-        self.loop.try_publish(ActionOutcome(action.KIND, action.target, "dispatched"))
-        return True
-
-    def _rtt_samples(self) -> list[tuple[Any, float]]:
-        oldest = time.monotonic() - SAMPLE_MAX_AGE_S
-        return [
-            (node, m.rtt_s * 1000)
-            for node, m in self.swim.members.items()
-            if m.rtt_s is not None and m.last_seen > oldest and m.present
-        ]
-
-    def _health_samples(self) -> list[tuple[Any, Health, str]]:
-        found: list[tuple[Any, Health, str]] = []
-        for node, member in self.swim.members.items():
-            if member.state is State.DEAD:
-                found.append((node, Health.UNREACHABLE, member.evidence.value if member.evidence else ""))
-            elif member.suspect_since is not None:
-                found.append((node, Health.DEGRADED, "suspected"))
-            else:
-                found.append((node, Health.HEALTHY, ""))
-        return found
+    async def tell(self, event: EngineEvent) -> Transition | None:
+        """Hands an event to the engine and waits until it is folded; the record then says what resulted."""
+        return await self.engine.tell(event)
 
     def _on_vitals(self, vitals: Vitals) -> None:
-        self.swim.set_vitals(vitals, time.monotonic())
-        self.loop.try_publish(SelfHealth(cpu=vitals.cpu, mem=vitals.mem))
+        self.swim.set_vitals(self.engine.counted(vitals), time.monotonic())
+        self.engine.vitals(vitals)
         self.pool.flush()
         self.service.changed()
 
     def _synced(self) -> None:
-        self.loop.try_publish(EngineSynced())
+        self.engine.loop.try_publish(EngineSynced())
 
     def alone(self, reason: str = "nobody to look for") -> None:
         """Alive without anybody else, if the node is still joining."""
-        if self.state is State.JOINING and not self.loop.closed:
-            self.loop.try_publish(Alone(reason))
+        if self.state is State.JOINING and not self.engine.loop.closed:
+            self.engine.loop.try_publish(Alone(reason))
             self.meshes.synced()
 
     def engine_document(self) -> dict[str, Any]:
         """The engine's snapshot with ages as of now, ids shown as names."""
-        return self.loop.document(lambda key: self.name_of(key) if isinstance(key, int) else key)
+        return self.engine.loop.document(lambda key: self.name_of(key) if isinstance(key, int) else key)
 
     def counters(self) -> Counter[str]:
         """What was refused or dropped since the start, by code."""
@@ -673,6 +623,8 @@ class Node:
         found.update({c: n for c, n in self.listener.counters.items() if c not in ("accepted", "links")})
         found.update({c: n for c, n in self.control.counters.items() if c.startswith("refused")})
         found.update(self.admission.counters)
+        found.update({c: n for c, n in self.data.counters().items() if "refused" in c or "damaged" in c})
+        found.update(self.chains.counters())
         if self._writer.dropped:
             found["log_dropped"] = self._writer.dropped
         return found
@@ -685,6 +637,10 @@ class Node:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    def watch_task(self, task: asyncio.Task[Any]) -> None:
+        """Somebody else's task that the node can't do without: one that fails ends the node, saying why."""
+        task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -739,8 +695,12 @@ class Node:
     async def _finish(self, reason: str, by: str | None, op_id: str | None) -> None:
         """Says what is to be said: nothing but the event for an update, else Leaving and the goodbye to everybody."""
         self.meshes.resign(leaving=reason != "update")
-        if reason != "update":
+        if reason == "update":
+            await self.engine.hand_over_daemons()
+        else:
             with contextlib.suppress(QueueFull, LoopClosed):
+                if reason != "error":  # what failed here is no reason to end what runs well
+                    await self.engine.stop_daemons(by, op_id)
                 await self.tell(Leaving(reason=reason, by=by, op_id=op_id))
         event = self.events.emit("node.stopping", reason=reason, by=by, op_id=op_id)
         kept = {k: event[k] for k in ("reason", "by", "op_id")}
@@ -772,14 +732,17 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for name, close in (
             ("vitals", "close"),
+            ("wanted", "close"),
+            ("data", "close"),
+            ("engine", "close"),
             ("meshes", "close"),
             ("relay", "close"),
             ("reach", "close"),
             ("contacts", "close"),
             ("listener", "close"),
+            ("chains", "close"),
             ("pool", "close"),
             ("port", "close"),
-            ("_recorder", "close"),
             ("journal", "close"),
             ("_writer", "close"),
         ):

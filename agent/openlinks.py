@@ -14,6 +14,8 @@ from discovery.errors import Unreachable
 from discovery.links import Link
 
 IDLE_CLOSE_S = 60.0
+QUICK_CALL_S = 10.0
+"""Calls that may take longer than this say nothing about a link while they wait."""
 
 
 class OpenLinks:
@@ -23,6 +25,8 @@ class OpenLinks:
         self._links: dict[int, list[Link]] = {}
         self._used: dict[Link, float] = {}
         self._doubted: dict[Link, float] = {}
+        self._asked: dict[Link, list[float]] = {}
+        """Since when quick calls wait for their answer; the oldest first."""
 
     def __len__(self) -> int:
         return len(self._used)
@@ -57,9 +61,17 @@ class OpenLinks:
             return False
         return since is not None
 
+    def doubt(self, link: Link) -> None:
+        """Something that should have come over this link did not: nothing new goes over it until it answers."""
+        if link in self._used:
+            self._doubted[link] = time.monotonic()
+
     async def ask(self, link: Link, method: str, params: Any, timeout_s: float) -> Any:
         """Calls over a link, and doubts it when nothing comes back."""
         asked = time.monotonic()
+        quick = timeout_s <= QUICK_CALL_S
+        if quick and link in self._used:
+            self._asked.setdefault(link, []).append(asked)
         try:
             return await link.call(method, params, timeout_s)
         except Unreachable:
@@ -67,10 +79,23 @@ class OpenLinks:
                 self._doubted[link] = time.monotonic()
             raise
         finally:
+            if quick and (waiting := self._asked.get(link)) is not None:
+                waiting.remove(asked)
+                if not waiting:
+                    del self._asked[link]
             if link in self._used:
                 self._used[link] = time.monotonic()
                 if self.doubted(link) and not link.in_use:
                     link.abort()
+
+    def waiting_s(self, node: int, now: float) -> float | None:
+        """For how long the links to that node have owed an answer; None while they owe none."""
+        since = [
+            max(self._asked[link][0], link.last_answer)
+            for link in self._links.get(node, ())
+            if self._asked.get(link)
+        ]
+        return now - min(since) if since else None
 
     def idle(self, now: float) -> list[tuple[int, Link]]:
         """Links that nobody used for IDLE_CLOSE_S, and those in doubt on which nothing is under way any more."""

@@ -24,6 +24,8 @@ LIFETIME_MAX_MS = 120_000
 DEADLINE_MAX_MS = 7 * 24 * 3600 * 1000
 RETIRE_MIN_MS = 1000
 CHAINS_MAX = 256
+APPEND_MAX_BYTES = 192 * 1024
+"""Of one record of a user's chain: what a frame between members takes."""
 
 ROLES: tuple[str, ...] = ("observe", "operate", "admin")
 """Each may do what the ones before it may."""
@@ -32,6 +34,7 @@ NOT_AUTHORISED = frozenset(
     {
         "unknown_key",
         "role",
+        "revoked",
         "key_expired",
         "from_address",
         "principal",
@@ -91,17 +94,43 @@ class Retire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A duration: how long the old key still opens."""
 
 
-Args = NoArgs | SetState | Deadline | Chains | Retire
+class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    line: Annotated[str, Meta(min_length=1, max_length=8192, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
+    """A line of `authorized_keys`, its role in it."""
+
+
+class Revoke(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    fingerprint: Annotated[str, Meta(pattern=r"^SHA256:[A-Za-z0-9+/]{43}\Z")]
+    last: tuple[Time, Time, Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")], Time] | None = None
+    """Position of the key's last valid record: wall_ms, counter, node, number. None: as of this record."""
+
+
+class ApplySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    """Of the spec, which travels beside the message."""
+    base: Annotated[str, Meta(pattern=r"^([0-7][0-9A-HJKMNP-TV-Z]{25})?\Z")] | None = None
+    """Op id of the spec that it was compared with, empty for none; with another one in force it is refused."""
+
+
+class Append(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    chain: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\Z")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    """Of the record, which travels beside the message."""
+
+
+Args = NoArgs | SetState | Deadline | Chains | Retire | Grant | Revoke | ApplySpec | Append
 
 
 @dataclass(frozen=True)
 class Verb:
-    """What a verb is on the wire, and the role it needs. `state`: the one that its set_state asks for."""
+    """What a verb is on the wire, and the role it needs. `state`: the one that its set_state asks for. `of_mesh`: it
+    is about the whole mesh, and its target is the node that puts it on the admin chain."""
 
     wire: str
     role: str
     args: type[Args] = NoArgs
     state: str | None = None
+    of_mesh: bool = False
 
 
 VERBS: dict[str, Verb] = {
@@ -117,7 +146,11 @@ VERBS: dict[str, Verb] = {
     "clear_avoid": Verb("clear_avoid_list", "operate"),
     "drop_replicas": Verb("drop_replicas", "admin", Chains),
     "invalidate_placement": Verb("invalidate_placement", "operate"),
+    "append": Verb("append", "operate", Append),
     "rotate_key": Verb("rotate_key", "admin", Retire),
+    "apply": Verb("apply_spec", "admin", ApplySpec, of_mesh=True),
+    "grant_operator": Verb("grant_operator", "admin", Grant, of_mesh=True),
+    "revoke_operator": Verb("revoke_operator", "admin", Revoke, of_mesh=True),
 }
 """Every verb of the interface. Whether a build can do it is the applier's to say (`unsupported`)."""
 
@@ -146,6 +179,14 @@ class Op:
     def retire_ms(self) -> int | None:
         """How long a rotated key still opens, where that was said."""
         return self.args.retire_ms if isinstance(self.args, Retire) else None
+
+    @property
+    def role(self) -> str:
+        return VERBS[self.verb].role
+
+    @property
+    def of_mesh(self) -> bool:
+        return VERBS[self.verb].of_mesh
 
     @property
     def chains(self) -> list[str]:
@@ -181,8 +222,10 @@ def build_op(
     deadline_ms: int | None = None,
     chains: list[str] | None = None,
     retire_ms: int | None = None,
+    fields: dict[str, Any] | None = None,
 ) -> bytes:
-    """The exact bytes to sign. `now_ms` is the target's clock (from its challenge); LocalError on misuse."""
+    """The exact bytes to sign. `now_ms` is the target's clock (from its challenge), `fields` are the args of a verb of
+    the mesh, and of append; LocalError on misuse."""
     spec = VERBS.get(verb)
     if spec is None:
         raise LocalError(f"{verb!r} is no op; use one of {', '.join(VERBS)}")
@@ -201,7 +244,9 @@ def build_op(
         args["retire_ms"] = retire_ms
     if spec.args is Chains:
         args["chains"] = list(chains or [])
-    fields = {
+    if spec.of_mesh or spec.args is Append:
+        args |= fields or {}
+    asked = {
         "v": VERSION,
         "mesh": mesh,
         "target": target,
@@ -212,7 +257,7 @@ def build_op(
         "expires_at_ms": now_ms + lifetime_ms,
         "nonce": nonce,
     }
-    message = msgspec.json.encode(fields)
+    message = msgspec.json.encode(asked)
     try:
         decode_op(message)
     except Refused as why:

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from agent import freshness
-from agent.events import wall_ms
+from agent.events import KEYS, wall_ms
 from agent.view import Row, View, spawned_row
 from discovery.directory import Listing, Remote
 from discovery.errors import Refused
@@ -109,7 +109,7 @@ class Pages:
             row = self.row(member, now, history=True)
         return {
             "node": row,
-            "daemons": snapshot.get("daemons", []),
+            "daemons": self.daemons() if mine else [],
             "replicas": snapshot.get("replicas", []),
             "peers": snapshot.get("peers", []),
             "avoid_list": snapshot.get("avoid_list", []),
@@ -118,12 +118,89 @@ class Pages:
             "recent_failures": snapshot.get("recent_failures", []),
             "stats": snapshot.get("stats", {}),
             "answered_by": node.name,
+            "told_by": node.name,
             "age_ms": 0 if mine else round((now - member.last_seen) * 1000),
             "why": node.events.about(id_text(member.id), WHY_EVENTS),
             "wants": snapshot.get("recently_emitted", []),
             "held_back": snapshot.get("held_back", []),
+            "local": snapshot.get("local", {}),
+            "backpressure": bool(snapshot.get("local", {}).get("backpressure")),
             "counters": dict(node.counters()) if mine else {},
         }
+
+    async def page_of_dead(self, text: str) -> dict[str, Any]:
+        """The page of a node that is dead in this view: its last, read from a replica of its own chain."""
+        page = self.page(text)
+        node = self._node
+        try:
+            last = await node.chains.latest(int(text, 16))
+        except Refused:
+            return page
+        box, source = last["page"], node.name_of(int(last["source"], 16))
+        who = {"node": page["node"].get("name"), "node_id": text, "mesh": node.settings.mesh}
+        now = wall_ms()
+        page["daemons"] = [
+            {**dict.fromkeys(("saturation", "until_ms", "intent", "held_back", "status")), **daemon, **who}
+            | {"age_ms": max(0, now - daemon["at_ms"])}
+            for daemon in box["daemons"]
+        ]
+        page["recent_failures"] = [
+            {**failure, "age_ms": max(0, now - failure["at_ms"])} for failure in box["failures"]
+        ]
+        me = {"kind": "node.state_changed", "node": who["node"], "mesh": who["mesh"], "id": text}
+        moves = [{**dict.fromkeys(KEYS), **move, **me} for move in box["trail"]]
+        page["why"] = [*moves, *[e for e in page["why"] if e["kind"] != "node.state_changed"]][-WHY_EVENTS:]
+        page["last_vitals"] = box["vitals"]
+        page["answered_by"] = page["told_by"] = source
+        page["age_ms"] = last["age_ms"]
+        return page
+
+    def daemons(self) -> list[dict[str, Any]]:
+        """This node's own daemons: as the engine sees them, and what their processes tell."""
+        node = self._node
+        supervisor = node.engine.daemons
+        rows = []
+        for seen in node.engine_document()["daemons"]:
+            name = seen["name"]
+            if seen["intent"] is None and seen["state"] == "stopped":
+                continue  # it was here once, and nobody wants it any more
+            facts = supervisor.facts(name)
+            rows.append(
+                {
+                    **{
+                        key: seen[key]
+                        for key in ("name", "state", "health", "reason", "saturation", "restarts")
+                    },
+                    "health": seen["health"] or (facts.health and facts.health.value),
+                    "until_ms": seen["until_in_ms"],
+                    "pid": facts.pid,
+                    "age_ms": seen["age_ms"],
+                    "node": node.name,
+                    "node_id": id_text(node.identity.id),
+                    "mesh": node.settings.mesh,
+                    "intent": seen["intent"],
+                    "held_back": seen["held_back"],
+                    "status": facts.status or None,
+                }
+            )
+        return rows
+
+    def failures(self) -> list[dict[str, Any]]:
+        """This node's own ring of failures, oldest first."""
+        node, now = self._node, wall_ms()
+        return [
+            {
+                "at_ms": now - failure["age_ms"],
+                **{key: failure[key] for key in ("age_ms", "source", "action", "target", "reason")},
+                "retry_after_ms": failure["retry_after_ms"],
+                "until_ms": failure["until_in_ms"],
+                "node": node.name,
+                "node_id": id_text(node.identity.id),
+                "mesh": node.settings.mesh,
+                "from_replica": None,
+            }
+            for failure in node.engine_document()["recent_failures"]
+        ]
 
     def resolve(self, text: str) -> dict[str, Any]:
         """What a name, an id or a unique prefix of either means here; an exact one wins over a prefix.
@@ -213,6 +290,11 @@ class Pages:
                 "what": "backbone",
                 "ok": None if not node.meshes.candidate else backbone.well,
                 "text": backbone.text,
+            },
+            {
+                "what": "chains",
+                "ok": not (damage := node.chains.problems()),
+                "text": "; ".join(damage) or "chains intact",
             },
             {
                 "what": "journal",

@@ -109,6 +109,20 @@ async def dial_any(
         raise telling(why.errors) from why
 
 
+def shared(tasks: dict[int, asyncio.Task[T]], node: int, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A try that several may wait for, kept in `tasks` under the node's id until it is over. How it failed is for those
+    who wait; all of them may have let go of it by then."""
+
+    def over(done: asyncio.Task[T]) -> None:
+        tasks.pop(node, None)
+        if not done.cancelled():
+            done.exception()
+
+    task = tasks[node] = asyncio.create_task(work)
+    task.add_done_callback(over)
+    return task
+
+
 def says_no(why: QuarterdeckError) -> bool:
     """Whether it is the very node that we look for that refuses us."""
     return isinstance(why, Refused) and why.code != "host_key"

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from agent.contacts import Contacts
 from agent.openlinks import OpenLinks
-from agent.racing import NoneWorked, dial_any, first_of, says_no, telling
+from agent.racing import NoneWorked, dial_any, first_of, says_no, shared, telling
 from agent.relay import RELAYING_KINDS
 from discovery.errors import QuarterdeckError, Refused, Unreachable
 from discovery.identity import Identity, id_text
@@ -87,6 +87,8 @@ class Reach:
         self._relayed = OpenLinks()
         self._relaying = 0
         self._through: dict[Link, Member] = {}
+        self._came: set[Link] = set()
+        """Links that members opened to this node through a relay, as they say."""
         self._direct_again: dict[int, float] = {}
         self._dialling: dict[int, asyncio.Task[Link]] = {}
         self._reaching: dict[int, asyncio.Task[tuple[Link, Via]]] = {}
@@ -102,6 +104,13 @@ class Reach:
         """The relay that this link goes through; None for a direct one."""
         return self._through.get(link)
 
+    def came_by_relay(self, link: Link) -> None:
+        """Whoever opened this link says that it goes through a relay: so do calls back over it. From here it looks
+        like any connection from the relay's host."""
+        if not link.dialled and link not in self._came:
+            self._came.add(link)
+            link.on_close(lambda: self._came.discard(link))
+
     async def link_to(self, target: Member) -> tuple[Link, Via]:
         """A link to a node, one that is there or a new one, and its route.
 
@@ -109,7 +118,7 @@ class Reach:
         its place.
         """
         if link := self._open_direct(target):
-            return link, "direct"
+            return link, "relay" if link in self._came else "direct"
         if link := self._relayed.to(target.id):
             if self._may_try_direct(target):
                 self._direct_again[target.id] = time.monotonic() + DIRECT_AGAIN_S
@@ -117,18 +126,16 @@ class Reach:
             return link, "relay"
         task = self._reaching.get(target.id)
         if task is None:
-            task = asyncio.create_task(self._reach(target))
-            self._reaching[target.id] = task
-            task.add_done_callback(lambda _: self._reaching.pop(target.id, None))
+            task = shared(self._reaching, target.id, self._reach(target))
         return await asyncio.shield(task)
 
     async def call(self, target: Member, method: str, params: Any, timeout_s: float) -> tuple[Any, Via]:
         """The answer of a node, and the route that it took. Raises as `link_to` and `Link.call` do."""
         link, via = await self.link_to(target)
         own = target.record.mesh == self._mesh
-        if own and via == "direct":
+        if own and link not in self._through:
             return await self._contacts.ask(target.id, link, method, params, timeout_s), via
-        links = self._relayed if via == "relay" else self._direct
+        links = self._relayed if link in self._through else self._direct
         try:
             answer = await links.ask(link, method, params, timeout_s)
         except Refused:
@@ -138,6 +145,11 @@ class Reach:
         if own:
             self._contacts.answered(target.id)
         return answer, via
+
+    def doubt(self, link: Link) -> None:
+        """A stream over this link, to a node of another mesh, has fallen silent: the next call looks for another way."""
+        for links in (self._direct, self._relayed):
+            links.doubt(link)
 
     def close_idle(self) -> None:
         """Closes links that nobody used for a minute, and keeps relays from cutting off those in use. Call it every
@@ -197,8 +209,7 @@ class Reach:
     async def _dial(self, target: Member) -> Link:
         task = self._dialling.get(target.id)
         if task is None:
-            task = self._dialling[target.id] = asyncio.create_task(self._dial_anew(target))
-            task.add_done_callback(lambda _: self._dialling.pop(target.id, None))
+            task = shared(self._dialling, target.id, self._dial_anew(target))
         return await asyncio.shield(task)
 
     async def _dial_anew(self, target: Member) -> Link:
@@ -328,7 +339,14 @@ class Reach:
             raise Unreachable(f"{name}: {why}") from why
         self._through[link] = relay
         link.on_close(lambda: self._forget_relay(link))
+        if target.record.mesh == self._mesh:
+            self._spawn(self._tell_by_relay(link))
         return link
+
+    async def _tell_by_relay(self, link: Link) -> None:
+        """The target takes this link for one to us, and tells the route of what it sends back over it."""
+        with contextlib.suppress(QuarterdeckError):
+            await link.call("by_relay", {}, NUDGE_TIMEOUT_S)
 
     def _forget_relay(self, link: Link) -> None:
         self._through.pop(link, None)

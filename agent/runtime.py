@@ -106,6 +106,11 @@ class MeshOsRuntime:
         return cls(loop, executor, daemons, tasks)
 
     @property
+    def tasks(self) -> tuple[asyncio.Task[Any], ...]:
+        """Loop and executor. One that ends before `shutdown` ended by a fault of ours."""
+        return tuple(self._tasks)
+
+    @property
     def snapshot(self) -> Snapshot:
         """The latest; from any thread."""
         return self.loop.snapshot

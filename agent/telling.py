@@ -140,7 +140,9 @@ class Telling:
         self._left = True
 
     def _look(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._left:
             return
         now = self._looked_at = time.monotonic()
@@ -205,12 +207,14 @@ class Telling:
     async def _own_frames(self) -> AsyncIterator[dict[str, Any]]:
         node = self._node
         mesh = node.settings.mesh
+        if self.own.places:
+            self._look()  # what has changed until now is told to those who follow already
         with self.own.follow() as place:
             members, now = self._members(), time.monotonic()
             if len(self.own.places) == 1:
                 self._marks.clear()
                 self._loads.clear()
-            self._note(members, now)
+                self._note(members, now)
             entries = [self._entry(m, now) for m in members.values()]
             for frame in _pieces(mesh, entries, (), full=True):
                 yield {**frame, **node.meshes.own_summary()}

@@ -73,7 +73,7 @@ class View:
             "fresh": record.build == disk_build if record.build and disk_build else None,
             "wire": record.wire,
             "maintenance": record.maintenance,
-            "maintenance_until_ms": None,
+            "maintenance_until_ms": deadline_ms if record.maintenance == "entering_maintenance" else None,
             "cordoned": record.cordoned,
             "daemons": _daemons(vitals),
             "failures": vitals.failures if vitals else None,

@@ -21,10 +21,13 @@ from bench.fleet import Hangar
 
 SUBJECTS = (
     "engine",
+    "daemons",
     "swim",
     "table",
+    "artifacts",
     "meshes",
     "directory",
+    "chains",
     "demo",
     "console",
     "start",

@@ -22,6 +22,7 @@ RECORD_MAX_BYTES = 900
 RECORD_CONTEXT = b"quarterdeck/member/1\0"
 MAX_ADDRS = 8
 MAX_TAGS = 16
+MAX_KEEPS_BYTES = 132
 
 Addr = tuple[str, int]
 """An IP address as text, and the port that serves both gossip (UDP) and SSH (TCP)."""
@@ -59,6 +60,8 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     tags: Annotated[dict[Short, Short], Meta(max_length=MAX_TAGS)] = {}
     reason: Annotated[str, Meta(max_length=96)] = ""
     """Why the node is in this state, in a few words for people (`cpu over 95 % for 15 s`)."""
+    keeps: Annotated[bytes, Meta(max_length=MAX_KEEPS_BYTES)] = b""
+    """While cordoned: which daemons stay on this node (`agent.spec.keeping`)."""
 
     @property
     def id(self) -> int:
@@ -85,6 +88,17 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
 
 _encode = msgspec.msgpack.Encoder()
 _decode_record = msgspec.msgpack.Decoder(Record)
+
+
+def fitted(record: Record) -> Record:
+    """The same, with a reason cut so far that the record can be sealed; if that isn't enough, without `keeps`."""
+    excess = len(_encode.encode(record)) - RECORD_MAX_BYTES
+    if excess > 0:
+        reason = record.reason.encode()[: max(0, len(record.reason.encode()) - excess)]
+        record = msgspec.structs.replace(record, reason=reason.decode("utf-8", "ignore"))
+        if len(_encode.encode(record)) > RECORD_MAX_BYTES:
+            record = msgspec.structs.replace(record, keeps=b"")
+    return record
 
 
 def seal_record(record: Record, sign: Callable[[bytes], bytes]) -> SignedRecord:

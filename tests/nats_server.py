@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,31 +33,50 @@ needs_nats_server = pytest.mark.skipif(
 )
 
 
+PORTS = range(12_000, 19_900)
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody has, below those that the system gives out by itself: so nobody gets it in between."""
+    for port in random.sample(PORTS, len(PORTS)):
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no free port from {PORTS.start} to {PORTS.stop}")
 
 
 class NatsServer:
-    """One server: started on entering, gone on leaving. `config` is appended to its configuration file."""
+    """One server: started on entering, gone on leaving. `config` is appended to its configuration file.
 
-    def __init__(self, folder: Path, *, name: str = "nats", jetstream: bool = True, config: str = "") -> None:
-        self.name = name
+    `inside`: what its command line begins with, where it is to run in a network namespace; `host`: its address there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str = "nats",
+        jetstream: bool = True,
+        config: str = "",
+        inside: Sequence[str] = (),
+        host: str = "127.0.0.1",
+    ) -> None:
+        self.name, self.host = name, host
+        self._inside = inside
         self.port, self.monitor = free_port(), free_port()
         self.store = folder / f"{name}-store"
         self.log = folder / f"{name}.log"
         self._file = folder / f"{name}.conf"
         kept = f'jetstream {{ store_dir: "{self.store}" }}\n' if jetstream else ""
         self._file.write_text(
-            f'server_name: "{name}"\nlisten: "127.0.0.1:{self.port}"\nhttp: "127.0.0.1:{self.monitor}"\n'
+            f'server_name: "{name}"\nlisten: "{host}:{self.port}"\nhttp: "127.0.0.1:{self.monitor}"\n'
             f'{kept}log_file: "{self.log}"\n{config}\n'
         )
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def addr(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -65,22 +85,29 @@ class NatsServer:
     def start(self, *, wait: bool = True) -> None:
         assert BINARY, "nats-server is not installed"
         assert self._process is None, "it runs"
+        self.log.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            [BINARY, "-c", str(self._file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*self._inside, BINARY, "-c", str(self._file)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         if wait:
             self.wait_until_it_answers()
 
     def wait_until_it_answers(self) -> None:
-        """Until it greets whoever connects."""
+        """Until it greets whoever connects; in a namespace, until its log says that it would."""
         deadline = time.monotonic() + STARTED_WITHIN_S
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as sock:
-                if sock.recv(4) == b"INFO":
-                    return
+        while not self._answers():
             assert self._process is not None and self._process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, "nats-server does not answer"
             time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        if self._inside:
+            return self.log.exists() and "Server is ready" in self.log.read_text()
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 1) as sock:
+            return sock.recv(4) == b"INFO"
+        return False
 
     def kill(self) -> None:
         """SIGKILL: nothing is handed over."""

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from discovery.errors import QuarterdeckError, Refused, Unreachable
 from tui.actions import OP_VERBS
-from tui.model.blast import Forecast, forecast
+from tui.model.blast import STOPPING, Forecast, forecast
+from tui.model.chains import Chain, Chains
 from tui.model.ops import OpBook, OpEntry
+from tui.model.replicas import chains_held, told
+from tui.model.rows import Row
 from tui.model.text import clean
-from tui.widgets.dialogs import Confirm
+from tui.widgets.dialogs import Confirm, Pick
 
 if TYPE_CHECKING:
     from tui.app import QuarterdeckApp
 
 SIDE_BY_SIDE = 8
 """Ops under way at once; the rest waits, and is shown as not sent yet."""
-DEFAULT_DEADLINE = "5m"
+DEADLINES = {"drain": "5m", "maintenance_enter": "10m"}
+"""Ops that have one, and what is asked with."""
+LEARNT = 8
+"""Targets whose daemons are asked for by name; those of more are counted."""
 
 
 class Acting:
@@ -33,6 +41,8 @@ class Acting:
         self.book = OpBook()
         self._slots = asyncio.Semaphore(SIDE_BY_SIDE)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._held: dict[str, Chains] = {}
+        """Mesh → what it keeps, as asked for a forecast."""
 
     def ask(self, verb: str) -> None:
         """Opens the confirm panel for an op on the marks, or on the row under the cursor."""
@@ -48,6 +58,17 @@ class Acting:
         if deck.session.client is None:
             deck.say("no agent attached: an op can't be sent now", "error")
             return
+        if verb == "drop_replicas":
+            self._pick_chains(targets)
+        else:
+            self._learn(verb, targets)
+            self._confirm(verb, targets, {})
+
+    def _confirm(
+        self, verb: str, targets: list[Row], given: dict[str, Any], chains: Sequence[str] = ()
+    ) -> None:
+        """The panel: a forecast from the live view, and the op when it is confirmed. `chains`: as they are told."""
+        deck = self._deck
         ids = [row.id for row in targets]
         names = {row.id: row.name for row in targets}
 
@@ -55,24 +76,101 @@ class Acting:
             fleet = deck.fleet
             meshes = fleet.directory.rows.values()
             return forecast(
-                fleet.rows.values(), ids, verb, attached=fleet.my_id, now=deck.now(), meshes=meshes
-            )
+                fleet.rows.values(), ids, verb, attached=fleet.my_id, now=deck.now(), meshes=meshes,
+                daemons=deck.daemons.names(deck.now()), chains=chains, holdings=self._holdings(),
+            )  # fmt: skip
 
         def send(limit_ms: float | None) -> None:
-            args = {} if limit_ms is None else {"deadline_ms": int(limit_ms)}
+            args = given if limit_ms is None else {**given, "deadline_ms": int(limit_ms)}
             for node in ids:
                 self._start(verb, node, names[node], args)
             deck.view_shown().clear_marks()
 
-        deadline = DEFAULT_DEADLINE if verb == "drain" else None
-        deck.open_panel(Confirm(look, send, self._signer, deck.view_shown().hidden_marks(), deadline))
+        hidden = deck.view_shown().hidden_marks()
+        deck.open_panel(Confirm(look, send, self._signer, hidden, DEADLINES.get(verb)))
+
+    def _learn(self, verb: str, targets: list[Row]) -> None:
+        """Asks a few targets which daemons they run, for the panel to name them once they have said."""
+        known = self._deck.daemons.names(self._deck.now())
+        unnamed = [row for row in targets if row.id not in known and row.daemons and row.daemons[0]]
+        if verb in STOPPING and len(unnamed) <= LEARNT:
+            for row in unnamed:
+                self._spawn(self._learn_one(row))
+        if verb == "kill":
+            for mesh in {row.mesh for row in targets}:
+                self._spawn(self._learn_chains(mesh))
+
+    async def _learn_chains(self, mesh: str) -> None:
+        """Asks a mesh who holds what, for the panel to tell what goes under-held once that is known."""
+        deck = self._deck
+        client, reach = deck.session.client, deck.options.elsewhere
+        with contextlib.suppress(Exception):  # the panel says nothing of chains, then
+            if mesh != client.mesh and reach is not None:
+                rows = [row.data for row in deck.fleet.rows.values() if row.mesh == mesh and row.present]
+                client = await reach.client(mesh, rows)
+            self._held.setdefault(mesh, Chains()).fold(await client.chains(mesh), deck.now())
+            deck.changed()
+
+    def _holdings(self) -> list[Chain]:
+        """Who holds what, as far as it was told lately."""
+        now = self._deck.now()
+        return [chain for book in self._held.values() for chain in book.known(now)]
+
+    async def _learn_one(self, row: Row) -> None:
+        deck = self._deck
+        with contextlib.suppress(Exception):  # the panel counts them, then
+            doc = await deck.session.client.node(row.id)
+            if clean(doc.get("answered_by")) == row.name:
+                deck.daemons.learn(row.id, doc.get("daemons"), deck.now())
+                deck.changed()
+
+    def _pick_chains(self, targets: list[Row]) -> None:
+        deck = self._deck
+        if len(targets) > 1:
+            deck.say(
+                f"drop replicas: of one node at a time, and {len(targets)} are marked; Esc unmarks", "error"
+            )
+            return
+        deck.say(f"asking {targets[0].name} what it holds…")
+        self._spawn(self._ask_chains(targets[0]))
+
+    async def _ask_chains(self, row: Row) -> None:
+        """Opens the list of what a node holds, as its own page tells it; says why when there is none."""
+        deck = self._deck
+        try:
+            doc = await deck.session.client.node(row.id)
+            held = chains_held(doc, row)
+        except Exception as why:
+            deck.say(f"drop replicas: {row.name}: {clean(str(why)) or 'no answer'}", "error")
+            return
+        if not held:
+            by = clean(doc.get("answered_by")) or deck.session.agent
+            deck.say(f"drop replicas: {row.name} holds none that {by} knows of")
+        elif deck.panel.dialog is None:
+            deck.message = None
+            deck.open_panel(
+                Pick(
+                    f"Drop which replicas of {row.name}?",
+                    held,
+                    lambda picked: self._confirm(
+                        "drop_replicas",
+                        [row],
+                        {"chains": picked},
+                        [told(chain, dict(held)) for chain in picked],
+                    ),
+                )
+            )
+            deck.changed()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _start(self, verb: str, node: str, name: str, args: dict[str, Any]) -> None:
         entry = OpEntry(verb, OP_VERBS[verb].keys[0], node, name, self._deck.now())
         self.book.entries.append(entry)
-        task = asyncio.create_task(self._follow(entry, args))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._follow(entry, args))
 
     async def _follow(self, entry: OpEntry, args: dict[str, Any]) -> None:
         """One op to its end; whatever happens to it is told in its entry."""

@@ -11,8 +11,9 @@ from discovery.errors import LocalError
 ROWS = frozenset({"fleet", "map", "node"})
 """Views that have a node under the cursor."""
 CARDS = frozenset({"fleet", "map"})
-LISTS = frozenset({"fleet", "meshes", "events"})
+LISTS = frozenset({"fleet", "meshes", "daemons", "chains", "failures", "events", "audit", "logs"})
 VIEWS = CARDS | LISTS
+MARKED = CARDS | {"daemons"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,42 @@ ACTIONS: tuple[Action, ...] = (
         "Act", ROWS, "kill", 23,
     ),
     Action(
+        "op_maintenance_enter", ("m",), "maint",
+        "Enter maintenance: stops its daemons and hands over its replicas by a deadline, then stays out of use",
+        "Act", ROWS, "maintenance_enter", 41,
+    ),
+    Action(
+        "op_maintenance_exit", ("M",), "exit maint",
+        "Exit maintenance: starts its daemons again, and after a recovery it is active",
+        "Act", ROWS, "maintenance_exit", 42,
+    ),
+    Action(
+        "op_cordon", ("c",), "cordon",
+        "Cordon: takes nothing new; what runs there stays",
+        "Act", ROWS, "cordon", 43,
+    ),
+    Action("op_uncordon", ("C",), "uncordon", "Uncordon: takes new work again", "Act", ROWS, "uncordon", 44),
+    Action(
+        "op_restart_daemons", ("R",), "restart",
+        "Restart all daemons: each stops and is started again, through its gate",
+        "Act", ROWS, "restart_daemons", 45,
+    ),
+    Action(
+        "op_clear_avoid", ("A",), "clear avoid",
+        "Clear the avoid list: forgets which nodes it avoids, and judges them anew",
+        "Act", ROWS, "clear_avoid", 46,
+    ),
+    Action(
+        "op_drop_replicas", ("D",), "drop",
+        "Drop replicas: gives up its copies of the chains that you pick",
+        "Act", ROWS, "drop_replicas", 47,
+    ),
+    Action(
+        "op_invalidate_placement", ("I",), "placement",
+        "Invalidate placement: the chains it leads are placed anew",
+        "Act", ROWS, "invalidate_placement", 48,
+    ),
+    Action(
         "spawn", ("N",), "spawn",
         "New node: starts one of this home, on this host; it outlives the console",
         "Act", ROWS | {"meshes"}, None, 62,
@@ -73,10 +110,10 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action(
         "mark", ("space",), "mark",
-        "Mark or unmark the row under the cursor; ops act on the marks",
-        "Mark", CARDS, None, 10,
+        "Mark or unmark the row under the cursor; ops act on the marks, Logs follows them",
+        "Mark", MARKED, None, 10,
     ),
-    Action("mark_all", ("*",), "all", "Mark all that the filter shows; again, none", "Mark", CARDS),
+    Action("mark_all", ("*",), "all", "Mark all that the filter shows; again, none", "Mark", MARKED),
     Action("up", ("up", "k"), "up", "Up", "Move"),
     Action("down", ("down", "j"), "down", "Down", "Move"),
     Action("left", ("left", "h"), "left", "To the lane at the left", "Move", frozenset({"map"})),
@@ -84,11 +121,16 @@ ACTIONS: tuple[Action, ...] = (
     Action("page_up", ("pageup", "ctrl+b"), "page up", "A page up", "Move"),
     Action("page_down", ("pagedown", "ctrl+f"), "page down", "A page down", "Move"),
     Action("first", ("home", "g"), "first", "To the first row", "Move"),
-    Action("last", ("end", "G"), "last", "To the last row; in Events, follow what comes", "Move"),
+    Action("last", ("end", "G"), "last", "To the last row; in Events and Logs, follow what comes", "Move"),
     Action(
         "open", ("enter",), "open",
-        "Open the node's page; in Meshes, narrow the fleet to the mesh",
+        "Open the node's page; Meshes: narrow the fleet to it; Daemons: open the log; Chains: show the holders",
         "Move", VIEWS, None, 40,
+    ),
+    Action(
+        "page", ("p",), "node",
+        "Open the page of the daemon's node",
+        "Look", frozenset({"daemons"}), None, 41,
     ),
     Action("back", ("-",), "back", "Back to the place before this one", "Move"),
     Action(
@@ -106,6 +148,18 @@ ACTIONS: tuple[Action, ...] = (
         "Go to a view locator or run an action; Tab completes",
         "Find", None, None, 31,
     ),
+    Action(
+        "search", ("F",), "find",
+        "Find a text in the lines that are shown; n and N go to the next and the one before",
+        "Find", frozenset({"logs"}), None, 32,
+    ),
+    Action("search_next", ("n",), "next find", "To the next line with it", "Find", frozenset({"logs"})),
+    Action("search_back", ("N",), "last find", "To the line with it before this one", "Find", frozenset({"logs"})),
+    Action(
+        "level", ("w",), "level",
+        "Only warnings and errors, only errors, everything again",
+        "Find", frozenset({"logs"}), None, 13,
+    ),
     Action("sort", ("s",), "sort", "Sort by the next column", "Find", LISTS),
     Action("sort_turn", ("S",), "turn", "Turn the order round", "Find", LISTS),
     Action("palette", ("ctrl+p",), "palette", "Every action, by name", "Find"),
@@ -116,8 +170,18 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action(
         "follow", ("f",), "follow",
-        "Follow new events, or stop",
-        "Look", frozenset({"events"}), None, 12,
+        "Follow new events or lines, or stop",
+        "Look", frozenset({"events", "logs"}), None, 12,
+    ),
+    Action(
+        "scrub_back", ("[",), "back in time",
+        "To the change of the fleet before this one: the fleet is shown as it was then",
+        "Look", frozenset({"events"}), None, 13,
+    ),
+    Action(
+        "scrub_on", ("]",), "on in time",
+        "To the next change of the fleet; after the newest one, to now",
+        "Look", frozenset({"events"}), None, 14,
     ),
     Action(
         "copy", ("y",), "copy",
@@ -131,7 +195,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("retry", ("f5",), "retry", "Try the agent again now, or read the page anew", "Look"),
     Action("help", ("?",), "help", "This help", "Look", None, None, 50),
-    Action("quit", ("q",), "quit", "Leave the console", "Leave", None, None, 55),
+    Action("quit", ("q",), "quit", "Leave the console; Ctrl+C twice does it too", "Leave", None, None, 55),
 )  # fmt: skip
 _BY_ID = {action.id: action for action in ACTIONS}
 OP_VERBS = {action.verb: action for action in ACTIONS if action.verb}
@@ -166,11 +230,22 @@ class Keymap:
     """Actions by key, with the keys that a config gives them."""
 
     def __init__(
-        self, views: Iterable[tuple[str, str, str]] = (), remap: Mapping[str, str | Sequence[str]] = {}
+        self,
+        views: Iterable[tuple[str, str, str]] = (),
+        remap: Mapping[str, str | Sequence[str]] = {},
+        abouts: Mapping[str, str] = {},
     ) -> None:
-        """`views`: (key, name, title) of those that exist. LocalError on an unknown action or a key given twice."""
+        """`views`: (key, name, title) of those that exist; `abouts`: what each shows. LocalError on an unknown action or
+        a key given twice."""
         switches = [
-            Action(f"view_{name}", (key,), title, f"To {title}", "Move") for key, name, title in views
+            Action(
+                f"view_{name}",
+                (key,),
+                title,
+                f"To {title}" + (f": {abouts[name]}" if name in abouts else ""),
+                "Move",
+            )
+            for key, name, title in views
         ]
         known = {action.id: action for action in (*ACTIONS, *switches)}
         for name, keys in remap.items():

@@ -29,6 +29,10 @@ from tui.actions import Action, Keymap, key_sign
 from tui.chrome import LEAST_CELLS, LEAST_LINES, Chrome
 from tui.doing import Doing
 from tui.finding import Finding
+from tui.model.audit import Audit
+from tui.model.chains import Chains
+from tui.model.daemons import Daemons
+from tui.model.failures import Failures
 from tui.model.glyphs import ASCII_SIGNS, SETS
 from tui.model.locator import Locator, LocatorError
 from tui.model.rows import Change, Fleet
@@ -53,6 +57,8 @@ MESSAGE_S = 6.0
 CTRL_C_S = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 LEAVE_LIMIT_S = 5.0
+NARROWED = frozenset({"fleet", "map", "daemons", "failures", "events"})
+"""Views that begin narrowed to the mesh that the console was started with; Chains and Audit are of one mesh anyhow."""
 
 
 class Deck(Screen[None], inherit_bindings=False):
@@ -86,8 +92,12 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
         if self.glyphs.name == "ascii":
             self.look = replace(self.look, signs=ASCII_SIGNS)
         self.switches = [(v.key, v.name, v.title) for v in VIEWS.values() if v.name in MAKERS]
-        self.keymap = Keymap(self.switches, self.options.keys)
+        self.keymap = Keymap(self.switches, self.options.keys, {v.name: v.about for v in VIEWS.values()})
         self.fleet = Fleet()
+        self.daemons = Daemons()
+        self.failures = Failures()
+        self.chains = Chains()
+        self.audit = Audit()
         self.session = Session(connect, self.options.mesh, self.now, self._frame, self.changed)
         self.acting = Acting(self, send_op, self.options.signer, self.options.read_only)
         self.starting = Starting(self, self.options.spawner)
@@ -147,7 +157,7 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
             "footer": Lines(chrome.footer, "bar", id="footer"),
         }
         self.bars["footer"].keep_end = True
-        self.views["fleet"] = MAKERS["fleet"](self)
+        self.views["fleet"] = self._made("fleet")
         for name in ("small", "header", "viewbar", "banner", "title"):
             yield self.bars[name]
         with Container(id="views"):
@@ -177,6 +187,8 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
         if self._join is not None:
             self._join.cancel()
         await self.session.close()
+        if self.options.elsewhere is not None:
+            await self.options.elsewhere.close()
 
     def _handle_exception(self, error: Exception) -> None:
         """A bug of ours ends the console with one line and a whole terminal, not with a page of traceback."""
@@ -311,15 +323,24 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
             self._view("node").restore(node, 0)
         self._show()
 
+    def _made(self, name: str) -> View:
+        """A new view, narrowed to the mesh that the console was started with."""
+        view = MAKERS[name](self)
+        if self.options.mesh and name in NARROWED:
+            view.set_locator(Locator(name, mesh=self.options.mesh))
+        return view
+
     def _view(self, name: str) -> View:
         if name not in self.views:
-            view = self.views[name] = MAKERS[name](self)
+            view = self.views[name] = self._made(name)
             self.query_one("#views").mount(view)
         return self.views[name]
 
     def _show(self) -> None:
         shown = self.view_shown()
         for view in self.views.values():
+            if view.display and view is not shown:
+                view.left()
             view.display = view is shown
         self.call_after_refresh(self.arrive)
         self._remake()
@@ -345,11 +366,11 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
         return True
 
     def _pick_view(self, x: int, _y: int) -> None:
-        at = 1
+        at, gap = 1, self.chrome.viewgap(self.size.width)
         for key, name, title in self.switches:
             if at <= x < at + len(key) + 1 + len(title):
                 self.visit(name)
-            at += len(key) + len(title) + 3
+            at += len(key) + 1 + len(title) + gap
 
     # -- keys
 
@@ -408,6 +429,8 @@ class QuarterdeckApp(App[int], inherit_bindings=False):
             self.say(f"{action.label} does not work in this view")
         elif action.verb:
             self.acting.ask(action.verb)
+        elif action.id == "view_logs":
+            self.doing.open_logs()
         elif action.id.startswith("view_"):
             self.visit(action.id.removeprefix("view_"))
         elif action.group == "Move" and action.id not in ("open", "back", "escape"):

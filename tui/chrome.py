@@ -77,7 +77,12 @@ class Chrome:
         if deck.node_id:
             row = deck.fleet.rows.get(deck.node_id)
             pieces.append([("> ", "soft"), (row.name if row else deck.node_id, "title")])
-        return [[(" ", "text"), *keep(pieces, cells - 2, ("  ", "text"))]]
+        return [[(" ", "text"), *keep(pieces, cells - 2, (" " * self.viewgap(cells), "text"))]]
+
+    def viewgap(self, cells: int) -> int:
+        """Cells between the views' names: one where two would leave no room for all."""
+        used = sum(len(key) + 1 + len(title) for key, _, title in self._deck.switches)
+        return 2 if used + 2 * len(self._deck.switches) <= cells else 1
 
     def banner(self, cells: int) -> list[Line]:
         """What is to be said about the attachment; nothing while all is well."""

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ LOCAL_LIMIT_S = 1.0
 REMOTE_LIMIT_S = 10.0
 CALL_LIMIT_S = 10.0
 OP_LIMIT_S = 65.0
+AUDIT_ROWS_MAX = 1_000_000
 HEX_ID = re.compile(r"[0-9a-f]{1,16}")
 
 
@@ -87,6 +88,53 @@ class Client:
         parts = await self._parts("events", {"limit": limit, "node": node})
         return [event for part in parts for event in _rows(part.get("events"))]
 
+    async def daemons(self, mesh: str | None = None) -> dict[str, Any]:
+        """`{"rows","silent","answered_by"}`: every daemon of the live nodes of `mesh` (None: of all) as they tell it
+        themselves within a second; `silent` names those that didn't."""
+        return await self._gathered("daemons", mesh)
+
+    async def failures(self, mesh: str | None = None) -> dict[str, Any]:
+        """`{"rows","silent","answered_by"}`: the failure rings of all live nodes, and of dead ones by their replicas."""
+        return await self._gathered("failures", mesh)
+
+    async def chains(self, mesh: str | None = None) -> dict[str, Any]:
+        """`{"rows","silent","answered_by"}`: what the mesh of this agent keeps, chains and artifacts, and who holds it.
+        Refused `unknown_mesh` for another mesh."""
+        answer = await self._known("chains", mesh, {})
+        silent = [str(name) for name in answer.get("silent") or []]
+        return {"rows": _rows(answer.get("rows")), "silent": silent, "answered_by": self.name}
+
+    async def audit(self, mesh: str | None = None, offset: int = 0) -> dict[str, Any]:
+        """`{"rows","silent","answered_by"}`: every op and refusal on record in this agent's mesh, oldest first, from the
+        place `offset` on. Refused `unknown_mesh` for another mesh."""
+        rows: list[Row] = []
+        at: int | None = offset
+        while at is not None and len(rows) < AUDIT_ROWS_MAX:
+            answer = await self._known("audit", mesh, {"offset": at, "bytes": False})
+            rows += _rows(answer.get("rows"))
+            following = answer.get("next")
+            if following is not None and not (isinstance(following, int) and following > at):
+                raise RemoteError(f"audit: {self.name} answers with pages that make no sense")
+            at = following
+        return {"rows": rows, "silent": [], "answered_by": self.name}
+
+    async def daemon_log(
+        self, node: str, daemon: str, limit: int, follow: bool = False
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The last `limit` lines of a daemon's log, oldest first, as `{"at_ms","line"}`; with `follow` each new one
+        too, ending with Unreachable when who tells them goes."""
+        params = {"node": node, "daemon": daemon, "limit": limit, "follow": follow}
+        async for item in self._stream("daemon_log", params):
+            yield item
+
+    async def tail(
+        self, chain: str, limit: int, follow: bool = False
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The newest `limit` records of a user's chain, oldest first; with `follow` each new one too, ending with
+        Unreachable when who tells them goes. Refused `not_held` where nobody holds it."""
+        async for item in self._stream("tail", {"chain": chain, "limit": limit, "follow": follow}):
+            yield item
+
     async def meshes(self) -> list[Row]:
         return _rows((await self.ask("meshes")).get("meshes"))
 
@@ -118,6 +166,36 @@ class Client:
         """Frames: the first with `full`, then changes, at least one a second."""
         async for item in self._stream("watch", {"mesh": mesh, "events": events}):
             yield item
+
+    async def _known(self, method: str, mesh: str | None, params: dict[str, Any]) -> dict[str, Any]:
+        """A question about this agent's own mesh; Refused for another one, and told whose build doesn't know it."""
+        if mesh not in (None, self.mesh):
+            said = (
+                f"{self.name} is of mesh {self.mesh} and can't answer for {mesh}: attach to a node of {mesh}"
+            )
+            raise Refused("unknown_mesh", said)
+        try:
+            return await self.ask(method, params)
+        except Refused as why:
+            raise self._unknown(method, why) from why
+
+    def _unknown(self, method: str, why: Refused) -> Refused:
+        if why.code != "unknown_method":
+            return why
+        said = f"{self.name}: its build does not know {method}; `qd update {self.name}` takes the code on its disk"
+        return Refused(why.code, said)
+
+    async def _gathered(self, method: str, mesh: str | None) -> dict[str, Any]:
+        """What an agent gathered from many nodes: one answer, or parts of one where it is longer than a frame."""
+        try:
+            parts = [await self.ask(method, {"mesh": mesh})]
+        except Refused as why:
+            if why.code != "wrong_kind":
+                raise self._unknown(method, why) from why
+            parts = await self._parts(method, {"mesh": mesh})
+        rows = [row for part in parts for row in _rows(part.get("rows"))]
+        silent = [str(name) for part in parts for name in part.get("silent") or []]
+        return {**parts[-1], "rows": rows, "silent": list(dict.fromkeys(silent))}
 
     async def _parts(self, method: str, params: dict[str, Any]) -> list[dict[str, Any]]:
         """An answer that comes in parts, at least one; Unreachable when it is not whole in CALL_LIMIT_S."""

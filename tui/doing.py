@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tui.model.locator import Locator
+from tui.model.logs import choosing
 from tui.model.rows import Change
 from tui.model.views import VIEWS
 from tui.screens.registry import MAKERS
@@ -30,6 +31,40 @@ class Doing:
             deck.say("nothing here to open")
         elif "node" in MAKERS:
             deck.visit(deck.view_name, node=row.id)
+
+    def page(self) -> None:
+        deck = self._deck
+        row = deck.view_shown().row()
+        if row is None:
+            deck.say("its node is not in the view")
+        else:
+            deck.visit(deck.view_name, node=row.id)
+
+    def open_logs(self) -> None:
+        """Logs of what is marked here; without marks, Logs as it was left."""
+        deck = self._deck
+        names = deck.view_shown().log_names()
+        deck.visit("logs", choosing(names) if names else None)
+
+    def search(self) -> None:
+        deck = self._deck
+        deck.prompt = deck.finding.search_prompt()
+
+    def search_next(self) -> None:
+        self._search(1)
+
+    def search_back(self) -> None:
+        self._search(-1)
+
+    def _search(self, step: int) -> None:
+        view = self._deck.view_shown()
+        if not view.find:  # type: ignore[attr-defined]
+            self.search()
+        elif not view.find_next(step):  # type: ignore[attr-defined]
+            self._deck.say(f"no line shown has {view.find!r}")  # type: ignore[attr-defined]
+
+    def level(self) -> None:
+        self._deck.view_shown().next_level()  # type: ignore[attr-defined]
 
     def back(self) -> None:
         deck = self._deck
@@ -87,6 +122,12 @@ class Doing:
 
     def follow(self) -> None:
         self._deck.view_shown().toggle_follow()  # type: ignore[attr-defined]
+
+    def scrub_back(self) -> None:
+        self._deck.view_shown().scrub(-1)  # type: ignore[attr-defined]
+
+    def scrub_on(self) -> None:
+        self._deck.view_shown().scrub(1)  # type: ignore[attr-defined]
 
     def copy(self) -> None:
         deck = self._deck

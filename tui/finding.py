@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ class Finding:
         self._options = options
         self._filters: list[str] = []
         self._commands: list[str] = []
+        self._finds: list[str] = []
         self.bookmarks: list[str] = self._read_bookmarks()
 
     def parse(self, text: str) -> Locator:
@@ -39,6 +41,8 @@ class Finding:
         """The locator that the console was started with; a bad one is told, not ignored."""
         try:
             locator = self.parse(text)
+            if locator.mesh is None and self._options.mesh:
+                locator = replace(locator, mesh=self._options.mesh)
             self._deck.visit(locator.view or "fleet", locator, remember=False)
         except LocatorError as why:
             self._deck.say(f"{text!r}: {why.text} (at character {why.pos + 1})", "error")
@@ -62,6 +66,20 @@ class Finding:
         undo = partial(view.set_locator, before)
         return Prompt("/", live, live, undo, self._complete_filter, self._filters)
 
+    def search_prompt(self) -> Prompt:
+        """`F`: marks what is found while it is typed, and goes to the next of it at Enter."""
+        view: Any = self._deck.view_shown()
+        before: str = view.find
+
+        def done(text: str) -> None:
+            view.set_find(text)
+            if text and not view.find_next(1):
+                self._deck.say(f"no line shown has {text!r}")
+
+        return Prompt(
+            "find ", view.set_find, done, partial(view.set_find, before), lambda text: (), self._finds
+        )
+
     def command_prompt(self) -> Prompt:
         """`:`: a view locator, a bookmark, or an action by its name."""
         return Prompt(":", None, self._command, lambda: None, self._complete_command, self._commands)
@@ -71,7 +89,8 @@ class Finding:
         text = text.strip()
         if not text:
             return
-        action = next((a for a in deck.keymap.actions if text in (a.id, a.verb, a.label)), None)
+        said = {text, text.replace(" ", "_").replace("-", "_")}
+        action = next((a for a in deck.keymap.actions if said & {a.id, a.verb, a.label}), None)
         if action is not None and text not in VIEWS:
             deck.run_deck_action(action)
             return

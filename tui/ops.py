@@ -21,8 +21,11 @@ from discovery.errors import QuarterdeckError, Refused, Unreachable
 from tui.client import Client, Row, Tell, attach, attach_entry
 from tui.signers import Signer
 
-VERBS = ("kill", "drain", "update", "resume")
-"""The ops of this build, as commands and keys name them."""
+VERBS = (
+    *("kill", "drain", "update", "resume", "cordon", "uncordon", "maintenance_enter", "maintenance_exit"),
+    *("restart_daemons", "clear_avoid", "drop_replicas", "invalidate_placement"),
+)
+"""The ops on nodes, as results name them; on the command line the same words with `-` or a blank."""
 RETRY_EVERY_S = 0.25
 POLL_EVERY_S = 0.1
 DEFAULT_TIMEOUT_S = 30.0
@@ -308,15 +311,19 @@ async def wait_for(
     *,
     restarted: bool = False,
 ) -> bool:
-    """Whether `target` came into the state `wanted` (or `gone`: out of the view) in somebody else's view, in time.
+    """Whether `target` came into the state `wanted` in somebody else's view, in time: a lifecycle state, a maintenance
+    state (their words differ), or `gone`: out of the view.
 
+    Refused `drain_failed` as soon as a maintenance that was waited for has failed: it will not come by itself.
     With `restarted` (an update) the state counts only from the new incarnation on. When the agent asked is the target,
     another agent of its mesh is asked; with none left, its own run entry tells whether it is gone.
     """
     until = time.monotonic() + timeout_s
     before = target.row.get("incarnation") if target.row and restarted else None
+    stood = target.row.get("maintenance") if target.row else None
     client: Client | None = None if target.is_agent else target.client
     own: Client | None = None
+    failure: str | None = None
     try:
         while True:
             try:
@@ -325,10 +332,18 @@ async def wait_for(
                 if client is None:
                     if wanted == "gone" and not _runs(home, target.id):
                         return True
-                elif _reached(await client.nodes(), target, wanted, before):
-                    return True
+                else:
+                    row = next((r for r in await client.nodes() if r.get("id") == target.id), None)
+                    if _reached(row, wanted, before):
+                        return True
+                    stands = row.get("maintenance") if row else stood
+                    if wanted == "maintenance" and stands == "drain_failed" != stood:
+                        failure = str(row.get("reason") or "its deadline passed") if row else ""
+                    stood = stands
             except QuarterdeckError:
                 client = None
+            if failure is not None:
+                raise Refused("drain_failed", f"{target.name}: drain_failed: {failure}")
             if time.monotonic() >= until:
                 return False
             await asyncio.sleep(POLL_EVERY_S)
@@ -338,11 +353,11 @@ async def wait_for(
                 await own.close()
 
 
-def _reached(rows: Sequence[Row], target: Target, wanted: str, before: int | None) -> bool:
-    row = next((r for r in rows if r.get("id") == target.id), None)
+def _reached(row: Row | None, wanted: str, before: int | None) -> bool:
     if row is None:
         return wanted == "gone"
-    return row.get("state") == wanted and (before is None or row.get("incarnation") != before)
+    stands = wanted in (row.get("state"), row.get("maintenance"))
+    return stands and (before is None or row.get("incarnation") != before)
 
 
 async def _witness(home: Home, target: Target, operator_key: Path | None) -> Client | None:

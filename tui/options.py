@@ -30,5 +30,7 @@ class ConsoleOptions:
     """Where exports go; None is the current directory."""
     spawner: Any = None
     """Starts nodes (`tui.spawning.Spawner`); None where there is no home to start them in."""
+    elsewhere: Any = None
+    """`client(mesh, rows)` gives a client of a node of another mesh; None where there is no way to one."""
     signer: str = ""
     """Which key signs ops, as told in the confirm panel; empty where it isn't known beforehand."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sqlite3
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from agent.chain import tables
+from agent.chain.file import CHECKPOINT_BYTES, ChainFile
 from agent.chain.record import (
     DISPATCHED,
     Disposition,
@@ -36,7 +36,8 @@ from agent.chain.record import (
     hash_of,
     sign,
 )
-from agent.chain.tables import Damage, Link, Report
+from agent.chain.tables import Damage, Report
+from agent.chain.weighing import Link
 from discovery.errors import LocalError, Refused, RemoteError
 from discovery.identity import Identity
 
@@ -47,8 +48,12 @@ PENDING_MAX = 1024
 KEEP_RECORDS = 50_000
 PRUNE_SLACK = 500
 TAIL_CHECKED = 64
+NUMBERS_A_MINUTE = 64
+NUMBERS_FROM_MINUTE = 28_927_000
+"""A minute in 2024, before which no journal was written."""
 CHECKPOINT_COMMITS = 64
-CHECKPOINT_BYTES = 2 * 1024 * 1024
+
+__all__ = ["CHECKPOINT_BYTES", "Log"]
 
 
 def _wall_ms() -> int:
@@ -65,7 +70,9 @@ class Log:
         *,
         now_ms: Callable[[], int] = _wall_ms,
         keep_records: int = KEEP_RECORDS,
+        wrote_before: bool = False,
     ) -> None:
+        """`wrote_before`: this identity is known to have written here; an empty file is then a lost one."""
         self.path = path
         self.counters: Counter[str] = Counter()
         self.problems: list[str] = []
@@ -81,11 +88,25 @@ class Log:
         self._timer: asyncio.TimerHandle | None = None
         self._failing = False
         self._commits = 0
-        self._sync = ""
+        self._file = ChainFile(path)
         self._closed = False
         self._checkpointing: asyncio.Future[None] | None = None
         self._head = self._committed = self._base = Link(0, genesis(identity.pub))
-        self._db = self._open()
+        self._open()
+        if wrote_before and self._head.id == 0:
+            self._begin_again()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._file.db
+
+    @_db.setter
+    def _db(self, db: sqlite3.Connection) -> None:
+        self._file.db = db
+
+    @property
+    def _sync(self) -> str:
+        return self._file.sync
 
     # -- records -------------------------------------------------------------------------
 
@@ -139,6 +160,51 @@ class Log:
         """Number and hash of the newest record, committed or not."""
         return self._head
 
+    @property
+    def committed(self) -> Link:
+        """Number and hash of the newest record in the file."""
+        return self._committed
+
+    @property
+    def base(self) -> Link:
+        """Number and hash of the last record that was cut at the old end."""
+        return self._base
+
+    def rows(self, first: int, last: int, most: int) -> list[tuple[int, bytes, bytes]]:
+        """Number, bytes and signature of the committed records `first`…`last`, `most` of them."""
+        sql = "SELECT id, blob, sig FROM records WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
+        with contextlib.suppress(sqlite3.Error):
+            found = self._db.execute(sql, (first, last, most)).fetchall()
+            return [row for row in found if isinstance(row[1], bytes) and isinstance(row[2], bytes)]
+        return []
+
+    def missing(self) -> list[tuple[int, int]]:
+        """First and last number of each stretch that was lost here, and may still be held elsewhere."""
+        with contextlib.suppress(sqlite3.Error):
+            return tables.gaps(self._db, self._base, self._committed)
+        return []
+
+    def fill(self, rows: Sequence[tuple[bytes, bytes]]) -> int:
+        """Puts back lost records that another node held (bytes and signature of each); how many fit."""
+        missing = self.missing()
+        statements: list[tuple[str, Sequence[Any]]] = []
+        for blob, sig in rows:
+            try:
+                number = tables.fits(self._db, self._identity.pub, blob, sig)
+            except (RemoteError, sqlite3.Error, TypeError):
+                self.counters["fill_refused"] += 1
+                continue
+            if any(first <= number <= last for first, last in missing):
+                statements.append((tables.FILL_RECORD, (number, blob, sig)))
+        if not statements or self._closed:
+            return 0
+        try:
+            self._write(statements, durable=False)
+        except Refused:
+            return 0
+        self.append("chain.mended", {"records": len(statements)})
+        return len(statements)
+
     def verify(self, *, repair: bool = False) -> Report:
         """Checks every record: bytes, signature, links, gaps. About 0.1 ms a record; `repair` quarantines.
 
@@ -168,8 +234,7 @@ class Log:
         self.flush()
         self._closed = True
         self._cancel_timer()
-        with contextlib.suppress(sqlite3.Error):
-            self._db.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -223,9 +288,8 @@ class Log:
             if undo_to is not None:
                 self._undo(undo_to)
             raise Refused("journal_full", "the journal is closed")
-        try:
-            self._set_sync("FULL" if durable else "NORMAL")
-            self._db.execute("BEGIN IMMEDIATE")
+
+        def work() -> None:
             self._db.executemany(tables.INSERT_RECORD, self._pending)
             for key, text in self._pending_facts.items():
                 self._db.execute(*tables.put_fact(key, text))
@@ -233,10 +297,10 @@ class Log:
                 self._db.execute(sql, params)
             if self._head != self._committed:
                 self._db.execute(*tables.put_link("head", self._head))
-            self._db.execute("COMMIT")
+
+        try:
+            self._file.transact(work, durable=durable)
         except (sqlite3.Error, OverflowError) as why:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
             if again and tables.damaged(why) and self._replaced(str(why)):
                 undo_to = None if undo_to is None else undo_to + 1
                 self._write(statements, durable=durable, undo_to=undo_to, again=False)
@@ -285,11 +349,6 @@ class Log:
         except (sqlite3.Error, TypeError):
             self.counters["prune_failed"] += 1
 
-    def _set_sync(self, mode: str) -> None:
-        if mode != self._sync:
-            self._db.execute(f"PRAGMA synchronous={mode}")
-            self._sync = mode
-
     def _flush_soon(self) -> None:
         """Commits later while an event loop runs, at once when none does."""
         if len(self._pending) >= FLUSH_RECORDS and not self._failing:
@@ -314,10 +373,10 @@ class Log:
     def _checkpoint_aside(self) -> None:
         """Moves the WAL into the file off the event loop: that is where the slow fsyncs are."""
         try:
-            if Path(f"{self.path}-wal").stat().st_size < CHECKPOINT_BYTES:
-                return
             loop = asyncio.get_running_loop()
-        except (OSError, RuntimeError):
+        except RuntimeError:
+            return
+        if not self._file.checkpoint_due():
             return
         if self._checkpointing is None or self._checkpointing.done():
             self._checkpointing = loop.run_in_executor(None, tables.checkpoint, self.path)
@@ -330,36 +389,32 @@ class Log:
         else:
             self._facts[key] = text
 
-    def _open(self) -> sqlite3.Connection:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as why:
-            raise LocalError(f"journal {self.path}: {why.strerror}; check the disk and who owns it") from why
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=1.0)
+    def _open(self) -> None:
+        self._file.create()
+        db = self._file.connect()
         try:
             found = tables.read(db, self._identity.pub, TAIL_CHECKED)
         except sqlite3.Error as why:
             db.close()
             if not tables.damaged(why) and getattr(why, "sqlite_errorcode", 1) != sqlite3.SQLITE_ERROR:
                 raise LocalError(f"journal {self.path}: {why}; check the disk and who owns it") from why
-            return self._start_over(str(why), carry=False)
+            self._start_over(str(why), carry=False)
+            return
         except (tables.AnotherWriter, ValueError, TypeError) as why:
             db.close()
-            return self._start_over(str(why), carry=False, salvage=not isinstance(why, tables.AnotherWriter))
+            self._start_over(str(why), carry=False, salvage=not isinstance(why, tables.AnotherWriter))
+            return
         except tables.Newer as why:
             db.close()
             raise LocalError(
                 f"journal {self.path}: {why}; start the newer build, or move the file away"
             ) from why
-        self._db, self._sync = db, ""
         self._facts = found.facts
         self._base = found.base
         self._head = self._committed = found.head
         self.problems += found.notes
         if found.damage:
             self._quarantine(found.damage)
-        return db
 
     def _quarantine(self, damage: Sequence[Damage]) -> None:
         """Takes damaged records out, says so in the chain, and goes on after the last good one."""
@@ -388,11 +443,29 @@ class Log:
             return False
         return True
 
-    def _start_over(self, reason: str, *, carry: bool, salvage: bool = True) -> sqlite3.Connection:
+    def _begin_again(self) -> None:
+        """Goes on where no record can have been, and says so: two records of one number would end this chain for those
+        who hold the lost ones."""
+        reason = "no journal was there, though this node had written one"
+        self._base = self._committed = self._head = self._unused()
+        self.problems.append(f"journal {self.path}: {reason}; a new one begun")
+        self.counters["journal_replaced"] += 1
+        self._seal("chain.damage", {"first": None, "last": self._head.id, "reason": reason}, DISPATCHED, None)
+        self._carried = [tables.put_link("base", self._base)]
+        try:
+            self._write([], durable=True, again=False)
+        except Refused as why:
+            raise LocalError(f"journal {self.path}: {why}; check the disk") from why
+
+    def _unused(self) -> Link:
+        """Below the first number that a new file of this writer may take: no journal grows faster for long."""
+        minutes = max(0, self._now_ms() // 60_000 - NUMBERS_FROM_MINUTE)
+        return Link(minutes * NUMBERS_A_MINUTE, genesis(self._identity.pub))
+
+    def _start_over(self, reason: str, *, carry: bool, salvage: bool = True) -> None:
         """Moves the file aside under a name that says when, and begins a new one with what could be saved."""
         if carry:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.close()
+            self._file.close()
         try:
             aside = tables.move_aside(self.path, self._now_ms())
         except OSError as why:
@@ -402,13 +475,12 @@ class Log:
             saved.facts = self._facts
             saved.head = self._committed
         pending = [decode(blob) for _, blob, _ in self._pending]
-        self._db = db = sqlite3.connect(self.path, isolation_level=None, timeout=1.0)
-        self._sync = ""
+        db = self._file.connect()
         self.path.chmod(0o600)
         tables.read(db, self._identity.pub, TAIL_CHECKED)
         self._facts = saved.facts
         self._pending_facts = dict(saved.facts)
-        self._base = self._committed = self._head = saved.head or Link(0, genesis(self._identity.pub))
+        self._base = self._committed = self._head = saved.head or self._unused()
         self._pending.clear()
         self.problems.append(f"journal {self.path}: {reason}; moved to {aside.name}, a new one begun")
         self.counters["journal_replaced"] += 1
@@ -423,4 +495,3 @@ class Log:
                 self._write([], durable=True, again=False)
             except Refused as why:
                 raise LocalError(f"journal {self.path}: {why}; check the disk") from why
-        return db

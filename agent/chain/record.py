@@ -19,6 +19,8 @@ from discovery.errors import RemoteError
 VERSION = 1
 SUPPORTED = (VERSION,)
 CONTEXT = b"quarterdeck/chain/1\0"
+FAILURE = "failure."
+"""Begins the kind of a record about something of the node's own that went wrong; its source follows."""
 RECORD_MAX_BYTES = 256 * 1024
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]

@@ -25,6 +25,7 @@ OPS_NEVER_YOUNGER_MS = 600_000
 
 INCARNATION = "incarnation"
 OVERRIDE = "override"
+STANDING = "standing"
 LAST_PORT = "last_port"
 START_MS = "start_ms"
 HANDOVER = "handover"

@@ -7,11 +7,12 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from agent.chain.record import UnsupportedVersion, check, genesis, hash_of
+from agent.chain.record import UnsupportedVersion, check, decode, genesis, hash_of
+from agent.chain.weighing import Link
 from discovery.errors import RemoteError
 from discovery.identity import verify as verify_signature
 
@@ -35,6 +36,7 @@ CREATE TABLE IF NOT EXISTS ops (op_id TEXT PRIMARY KEY, content BLOB NOT NULL,
 CREATE INDEX IF NOT EXISTS ops_received ON ops (received_ms);
 """
 INSERT_RECORD = "INSERT INTO records (id, blob, sig) VALUES (?, ?, ?)"
+FILL_RECORD = "INSERT OR IGNORE INTO records (id, blob, sig) VALUES (?, ?, ?)"
 INSERT_OP = "INSERT INTO ops (op_id, content, verb, target, operator, received_ms) VALUES (?, ?, ?, ?, ?, ?)"
 INSERT_WHOLE_OP = "INSERT OR IGNORE INTO ops VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 FINISH_OP = "UPDATE ops SET finished_ms = ?, result = ? WHERE op_id = ?"
@@ -43,13 +45,6 @@ SELECT_OP = f"{_OP} WHERE op_id = ?"
 UNFINISHED_OPS = f"{_OP} WHERE result IS NULL ORDER BY received_ms, op_id"
 
 Statement = tuple[str, Sequence[Any]]
-
-
-class Link(NamedTuple):
-    """A record's number and hash: what the next one follows."""
-
-    id: int
-    hash: bytes
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -244,9 +239,13 @@ def _believe(
         return hash_of(blob), None
     if record.id != number:
         raise RemoteError(f"record {record.id} by its own word")
-    if follows is not None and record.prev != follows.hash:
-        raise RemoteError(f"doesn't follow record {follows.id}")
-    if record.kind != "chain.damage" or not record.body:
+    if record.kind != "chain.damage":
+        if follows is not None and record.prev != follows.hash:
+            raise RemoteError(f"doesn't follow record {follows.id}")
+        return digest, None
+    if (
+        not record.body
+    ):  # it follows the last good one of its time; what was lost may have been filled in since
         return digest, None
     first, last = record.body.get("first"), record.body.get("last")
     return digest, (first if isinstance(first, int) else 0, last if isinstance(last, int) else 0)
@@ -269,6 +268,41 @@ def _missing_at_end(db: sqlite3.Connection, base: Link, head: Link) -> Damage | 
     if newest >= head.id:
         return None
     return Damage(newest + 1, "missing at the end", head.id, present=False)
+
+
+def gaps(db: sqlite3.Connection, base: Link, head: Link) -> list[tuple[int, int]]:
+    """Numbers between these that no record has."""
+    span = (base.id + 1, head.id)
+    if (
+        db.execute("SELECT count(*) FROM records WHERE id BETWEEN ? AND ?", span).fetchone()[0]
+        == head.id - base.id
+    ):
+        return []
+    found, at = [], base.id
+    for (number,) in db.execute("SELECT id FROM records WHERE id BETWEEN ? AND ? ORDER BY id", span):
+        if number > at + 1:
+            found.append((at + 1, number - 1))
+        at = number
+    return [*found, (at + 1, head.id)] if at < head.id else found
+
+
+def fits(db: sqlite3.Connection, pub: bytes, blob: bytes, sig: bytes) -> int:
+    """The number of a record that was lost here and that somebody else still has, if it is the one that stood there:
+    its writer's, and linked to what stands beside it. RemoteError otherwise."""
+    record, digest = check(blob, sig, pub=pub, verify=verify_signature)
+    beside = dict(
+        db.execute(
+            "SELECT id, blob FROM records WHERE id IN (?, ?)", (record.id - 1, record.id + 1)
+        ).fetchall()
+    )
+    before, after = beside.get(record.id - 1), beside.get(record.id + 1)
+    if before is not None and record.kind != "chain.damage" and record.prev != _hash(before):
+        raise RemoteError(f"doesn't follow record {record.id - 1}")
+    if after is not None:
+        following = decode(after)
+        if following.kind != "chain.damage" and following.prev != digest:
+            raise RemoteError(f"not the one that record {record.id + 1} follows")
+    return record.id
 
 
 def last_good(db: sqlite3.Connection, without: set[int]) -> Link | None:

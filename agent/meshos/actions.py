@@ -10,7 +10,8 @@ from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
-from agent.meshos.events import Id, MaintenanceState
+from agent.meshos.events import Id
+from agent.meshos.states import MaintenanceState
 
 Key: TypeAlias = tuple[str, Id | None]
 

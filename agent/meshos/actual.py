@@ -200,7 +200,8 @@ class MeshOsState:
     @property
     def draining(self) -> bool:
         """Whether this node is to become, or stay, empty."""
-        return self.life.drain is not None or self.life.maintenance.draining
+        life = self.life
+        return life.stopping is not None or life.drain is not None or life.maintenance.draining
 
     @property
     def causes(self) -> list[str]:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 class Daemon:
-    """One daemon. `stopping`: we asked it to end, so its end is no crash. `restart`: it shall end and be
-    started again. `ran`: it has run since the cordon, so a cordon does not hold it back."""
+    """One daemon. `running`: its process is there; `ready`: and does its work. `stopping`: we asked it to end, so
+    its end is no crash. `restart`: it shall end and be started again. `ran`: it has run since the cordon, so a
+    cordon does not hold it back."""
 
     __slots__ = (
         "applied_until_ms",
@@ -23,6 +24,7 @@ class Daemon:
         "ever_started",
         "health",
         "ran",
+        "ready",
         "reason",
         "restart",
         "restarts",
@@ -31,10 +33,11 @@ class Daemon:
         "since_ms",
         "started_ms",
         "stopping",
+        "version",
     )
 
     def __init__(self, now_ms: int) -> None:
-        self.running = self.ever_started = self.stopping = self.restart = self.ran = False
+        self.running = self.ready = self.ever_started = self.stopping = self.restart = self.ran = False
         self.since_ms = now_ms
         self.started_ms: int | None = None
         self.health: DaemonHealth | None = None
@@ -45,11 +48,13 @@ class Daemon:
         self.backoff = Backoff()
         self.applied_until_ms: int | None = None
         """The gate that ApplyBackoff told of last."""
+        self.version: str | None = None
+        """Of what runs, where that is known."""
 
     @property
     def well(self) -> bool:
-        """It runs, and doesn't say that it is not healthy."""
-        return self.running and self.health in (None, DaemonHealth.HEALTHY)
+        """It is ready, and doesn't say that it is not healthy."""
+        return self.ready and self.health in (None, DaemonHealth.HEALTHY)
 
     def trouble(self) -> str | None:
         """Why it makes its node Degraded, in words."""
@@ -65,8 +70,8 @@ def lifecycle(state: MeshOsState, event: DaemonLifecycle) -> Transition | None:
     key = event.daemon
     daemon = state.daemon(key)
     state.free(("start_daemon", key))
-    if event.signal == "started":
-        _started(state, daemon)
+    if event.signal in ("starting", "started"):
+        _started(state, key, daemon, event)
     elif event.signal == "health":
         daemon.health, daemon.reason = event.health, event.reason
     elif event.signal == "saturation":
@@ -77,13 +82,29 @@ def lifecycle(state: MeshOsState, event: DaemonLifecycle) -> Transition | None:
     return changed(state, key, daemon)
 
 
-def _started(state: MeshOsState, daemon: Daemon) -> None:
-    if not daemon.running:
+def _started(state: MeshOsState, key: Id, daemon: Daemon, event: DaemonLifecycle) -> None:
+    """A process that gets ready is the one that was starting: what was asked of it meanwhile still stands."""
+    fresh = not daemon.running
+    ready = event.signal == "started"
+    if fresh:
         daemon.restarts += daemon.ever_started
-        daemon.started_ms = daemon.since_ms = state.now_ms
+        daemon.started_ms = state.now_ms
         daemon.health, daemon.reason, daemon.saturation = None, "", None
+    if fresh or ready is not daemon.ready:
+        daemon.since_ms = state.now_ms
+    if fresh or daemon.ready:
+        daemon.stopping = daemon.restart = False
+        daemon.version = event.version
     daemon.running = daemon.ever_started = daemon.ran = True
-    daemon.stopping = daemon.restart = False
+    daemon.ready = ready
+    _compare(state, key, daemon)
+
+
+def _compare(state: MeshOsState, key: Id, daemon: Daemon) -> None:
+    """One that runs as another version than is wanted shall end and be started again."""
+    wanted = state.desired.daemons.get(key)
+    if wanted is not None and wanted.run and daemon.running and daemon.version is not None:
+        daemon.restart = daemon.restart or daemon.version != wanted.version
 
 
 def _ended(state: MeshOsState, key: Id, daemon: Daemon, event: DaemonLifecycle) -> None:
@@ -96,7 +117,8 @@ def _ended(state: MeshOsState, key: Id, daemon: Daemon, event: DaemonLifecycle) 
         daemon.reason = event.reason or f"exited after {run_ms} ms"
     if daemon.running:
         daemon.since_ms = now_ms
-    daemon.running = daemon.stopping = daemon.restart = False
+    daemon.running = daemon.ready = daemon.stopping = daemon.restart = False
+    daemon.version = None
     daemon.started_ms = daemon.health = daemon.saturation = None
     state.free(("stop_daemon", key))
     daemon.backoff.ended(run_ms, config)
@@ -109,9 +131,7 @@ def _ended(state: MeshOsState, key: Id, daemon: Daemon, event: DaemonLifecycle) 
 
 def changed(state: MeshOsState, key: Id, daemon: Daemon) -> Transition | None:
     """Notes that a daemon changed; the move this node makes by it, if it degrades or recovers."""
-    state.work.daemons.add(key)
-    state.changed.add("daemons")
-    state.changed_daemons.add(key)
+    _look_at(state, key)
     trouble = daemon.trouble()
     if trouble == state.troubled.get(key):
         return None
@@ -138,6 +158,14 @@ def intent(state: MeshOsState, event: DaemonIntent) -> None:
         return
     state.free(("start_daemon", key))
     state.free(("stop_daemon", key))
-    state.work.daemons.add(key)
+    if (daemon := state.daemons.get(key)) is not None:
+        _compare(state, key, daemon)
+    _look_at(state, key)
+
+
+def _look_at(state: MeshOsState, key: Id) -> None:
+    """Has the next pass and the next snapshot look at a daemon, and at those that are started after it."""
+    for each in (key, *state.desired.followers.get(key, ())):
+        state.work.daemons.add(each)
+        state.changed_daemons.add(each)
     state.changed.add("daemons")
-    state.changed_daemons.add(key)

@@ -14,15 +14,19 @@ class Intent(msgspec.Struct, frozen=True):
 
     run: bool
     node: Id | None
+    after: tuple[Id, ...] = ()
+    version: str = ""
 
 
 class Desired:
     """The latest intent of each daemon and chain. Each method says whether it changed anything."""
 
-    __slots__ = ("counts", "daemons", "local")
+    __slots__ = ("counts", "daemons", "followers", "local")
 
     def __init__(self) -> None:
         self.daemons: dict[Id, Intent] = {}
+        self.followers: dict[Id, set[Id]] = {}
+        """Daemon → those that are started after it."""
         self.counts: dict[Id, int] = {}
         self.local: dict[Id, Literal["hold", "drop"]] = {}
 
@@ -30,10 +34,21 @@ class Desired:
         before = self.daemons.get(event.daemon)
         if event.intent == "none":
             self.daemons.pop(event.daemon, None)
+            self._follow(event.daemon, before.after if before else (), ())
             return before is not None
-        intent = Intent(event.intent == "run", event.node)
+        intent = Intent(event.intent == "run", event.node, event.after, event.version)
         self.daemons[event.daemon] = intent
+        self._follow(event.daemon, before.after if before else (), intent.after)
         return intent != before
+
+    def _follow(self, key: Id, before: tuple[Id, ...], after: tuple[Id, ...]) -> None:
+        for first in before:
+            followers = self.followers.get(first, set())
+            followers.discard(key)
+            if not followers:
+                self.followers.pop(first, None)
+        for first in after:
+            self.followers.setdefault(first, set()).add(key)
 
     def placement_intent(self, event: PlacementIntent) -> bool:
         before = self.counts.get(event.chain)

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from agent.meshos.states import MaintenanceState
 from discovery.errors import LocalError
 
 Id: TypeAlias = int | str
@@ -41,17 +42,6 @@ class Stamped(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 
 Count: TypeAlias = Annotated[int, Meta(ge=0)]
 Duration: TypeAlias = Annotated[int, Meta(ge=0)]
-
-
-class MaintenanceState(StrEnum):
-    """Where a node stands in its maintenance; the arcs between are in `maintenance`."""
-
-    ACTIVE = "active"
-    ENTERING = "entering_maintenance"
-    MAINTENANCE = "maintenance"
-    EXITING = "exiting_maintenance"
-    RECOVERY = "recovery"
-    DRAIN_FAILED = "drain_failed"
 
 
 class DaemonHealth(StrEnum):
@@ -86,6 +76,13 @@ class Alone(Stamped, frozen=True, tag="alone"):
     """Nobody to look for, or nobody answered for long enough: joined, as a mesh of one."""
 
     reason: str = "nobody to look for"
+
+
+class Stopping(Stamped, frozen=True, tag="stopping"):
+    """This node is about to leave: its daemons have to end first."""
+
+    by: str | None = None
+    op_id: str | None = None
 
 
 class Leaving(Stamped, frozen=True, tag="leaving"):
@@ -133,21 +130,26 @@ class NodeHealth(Stamped, frozen=True, tag="node_health"):
 
 
 class DaemonIntent(Stamped, frozen=True, tag="daemon_intent"):
-    """Whether a daemon shall run, and on which node if on one only. `none` forgets the intent."""
+    """Whether a daemon shall run, and on which node if on one only. `none` forgets the intent. `after`: which
+    daemons of this node have to run well before it is started. Another `version` of one that runs restarts it."""
 
     daemon: Id
     intent: Literal["run", "stop", "none"]
     node: Id | None = None
+    after: tuple[Id, ...] = ()
+    version: str = ""
 
 
 class DaemonLifecycle(Stamped, frozen=True, tag="daemon_lifecycle"):
-    """What became of a daemon of this node, or what it says of itself."""
+    """What became of a daemon of this node, or what it says of itself. `starting`: its process is there and has
+    not said yet that it is ready; `started` says so. `version`: of what it was started as, where that is known."""
 
     daemon: Id
-    signal: Literal["started", "crashed", "exited_cleanly", "health", "saturation"]
+    signal: Literal["starting", "started", "crashed", "exited_cleanly", "health", "saturation"]
     health: DaemonHealth | None = None
     reason: str = ""
     saturation: float | None = None
+    version: str | None = None
 
 
 class PlacementIntent(Stamped, frozen=True, tag="placement_intent"):
@@ -196,21 +198,24 @@ class Scores(Stamped, frozen=True, tag="scores"):
     scores: dict[str, float | None]
 
 
+AdminVerb: TypeAlias = Literal[
+    "drain",
+    "resume",
+    "cordon",
+    "uncordon",
+    "enter_maintenance",
+    "exit_maintenance",
+    "restart_all_daemons",
+    "clear_avoid_list",
+    "drop_replicas",
+    "invalidate_placement",
+]
+
+
 class AdminOp(msgspec.Struct, frozen=True):
     """An operator's will for one node. `deadline_ms` is a duration; None takes the default."""
 
-    op: Literal[
-        "drain",
-        "resume",
-        "cordon",
-        "uncordon",
-        "enter_maintenance",
-        "exit_maintenance",
-        "restart_all_daemons",
-        "clear_avoid_list",
-        "drop_replicas",
-        "invalidate_placement",
-    ]
+    op: AdminVerb
     node: Id
     deadline_ms: int | None = None
     by: str | None = None
@@ -233,8 +238,8 @@ class MaintenanceObserved(Stamped, frozen=True, tag="maintenance_observed"):
 
 
 class Restored(Stamped, frozen=True, tag="restored"):
-    """What this node's last process left in force: its own cordon, and its maintenance, `age_ms` old and due
-    in `left_ms`. It comes before anything else that moves either."""
+    """What this node's last process left in force: its own cordon with the daemons that `ran` in spite of it, and
+    its maintenance, `age_ms` old and due in `left_ms`. It comes before anything else that moves either."""
 
     cordoned: bool = False
     maintenance: MaintenanceState = MaintenanceState.ACTIVE
@@ -243,6 +248,7 @@ class Restored(Stamped, frozen=True, tag="restored"):
     left_ms: int | None = None
     by: str | None = None
     op_id: str | None = None
+    ran: tuple[Id, ...] = ()
 
 
 class PeerState(Stamped, frozen=True, tag="peer_state"):
@@ -290,6 +296,7 @@ Event: TypeAlias = (
     | Started
     | Synced
     | Alone
+    | Stopping
     | Leaving
     | UpdateStarted
     | UpdateFailed

@@ -29,7 +29,6 @@ from agent.meshos.events import (
     LocalFailure,
     LocalReplicaIntent,
     MaintenanceObserved,
-    MaintenanceState,
     NodeHealth,
     PeerState,
     PlacementIntent,
@@ -40,6 +39,7 @@ from agent.meshos.events import (
     Scores,
     SelfHealth,
     Started,
+    Stopping,
     Synced,
     Tick,
     UpdateFailed,
@@ -47,6 +47,7 @@ from agent.meshos.events import (
 )
 from agent.meshos.maintenance import DRAINING, ENTERED_FROM, ENTERING, EXITED_FROM, EXITING
 from agent.meshos.own import Transition, refusal
+from agent.meshos.states import MaintenanceState
 
 COMMIT = "commit_maintenance_transition"
 
@@ -122,6 +123,14 @@ def _alone(state: MeshOsState, event: Alone) -> Transition | None:
 def _joined(state: MeshOsState, reason: str) -> Transition | None:
     state.life.joined = True
     return state.life.settle(state.causes, state.now_ms, reason)
+
+
+def _stopping(state: MeshOsState, event: Stopping) -> Transition | None:
+    def act() -> str:
+        state.life.stopping = state.life.stopping or event
+        return "stopping"
+
+    return _operate(state, act, event.by, event.op_id)
 
 
 def _leaving(state: MeshOsState, event: Leaving) -> Transition | None:
@@ -308,7 +317,7 @@ def _maintenance_observed(state: MeshOsState, event: MaintenanceObserved) -> Tra
 def _restored(state: MeshOsState, event: Restored) -> Transition | None:
     def act() -> str:
         state.life.cordon = event.cordoned
-        maintenance, now_ms = state.maintenance, state.last_tick_ms
+        maintenance, now_ms = state.maintenance, state.last_tick_ms or state.now_ms
         maintenance.state, maintenance.reason = event.maintenance, event.reason
         maintenance.since_ms = now_ms - event.age_ms
         maintenance.deadline_at_ms = None
@@ -319,7 +328,10 @@ def _restored(state: MeshOsState, event: Restored) -> Transition | None:
         maintenance.by, maintenance.op_id = event.by, event.op_id
         return "taken up after a restart"
 
-    return _operate(state, act, event.by, event.op_id)
+    move = _operate(state, act, event.by, event.op_id)
+    for key in event.ran:
+        state.daemon(key).ran = True
+    return move
 
 
 # --- actions
@@ -389,6 +401,7 @@ _FOLDS: dict[type, Callable[[MeshOsState, Any], Transition | None]] = {
     Started: _started,
     Synced: _synced,
     Alone: _alone,
+    Stopping: _stopping,
     Leaving: _leaving,
     UpdateStarted: _update_started,
     UpdateFailed: _update_failed,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.meshos.events import MaintenanceState
+from agent.meshos.states import MaintenanceState
 
 ACTIVE = MaintenanceState.ACTIVE
 ENTERING = MaintenanceState.ENTERING

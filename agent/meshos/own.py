@@ -12,15 +12,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from agent.meshos.config import MeshOsConfig
-from agent.meshos.events import (
-    AdminOp,
-    Leaving,
-    MaintenanceState,
-    Started,
-    UpdateFailed,
-    UpdateStarted,
-)
-from agent.meshos.maintenance import DRAINING, Maintenance
+from agent.meshos.events import AdminOp, Leaving, Started, Stopping, UpdateFailed, UpdateStarted
+from agent.meshos.maintenance import DRAINING, EXITED_FROM, Maintenance
+from agent.meshos.states import MaintenanceState
 from discovery.errors import Refused
 from discovery.lifecycle import State, may_move
 
@@ -69,6 +63,7 @@ class OwnLife:
     drain: Drain | None = None
     maintenance: Maintenance = field(default_factory=Maintenance)
     update: Update | None = None
+    stopping: Stopping | None = None
     leaving: Leaving | None = None
 
     @property
@@ -83,7 +78,7 @@ class OwnLife:
             return State.UPDATING
         if not self.joined:
             return State.JOINING
-        if self.drain is not None or self.maintenance.draining:
+        if self.stopping is not None or self.drain is not None or self.maintenance.draining:
             return State.DRAINING
         return State.DEGRADED if degraded else State.ALIVE
 
@@ -117,7 +112,7 @@ class OwnLife:
         if not may_move(self.state, new):
             return None
         if new is State.DRAINING and self.state is not State.UPDATING:
-            order = self.drain or self.maintenance
+            order = self.stopping or self.drain or self.maintenance
             reason, by, op_id = self.why_draining(), order.by, order.op_id
         elif new is State.DEGRADED and self.state is not State.UPDATING:
             reason = _joined(causes)
@@ -127,6 +122,8 @@ class OwnLife:
 
     def why_draining(self) -> str:
         """What makes it Draining, in words."""
+        if self.stopping is not None:
+            return "stopping"
         if self.drain is not None:
             return "drain"
         if self.maintenance.state is MaintenanceState.DRAIN_FAILED:
@@ -174,6 +171,9 @@ def refusal(state: State, op: str, maintenance: MaintenanceState = MaintenanceSt
         return Refused("bad_state", f"the node is {state.word}; it can update once it has joined")
     if op == "resume" and maintenance in DRAINING:
         return Refused("in_maintenance", "the node is in maintenance; `qd maintenance exit` ends it")
+    if op == "exit_maintenance" and maintenance not in EXITED_FROM:
+        words = maintenance.value.replace("_", " ")
+        return Refused("not_in_maintenance", f"there is nothing to exit: its maintenance is {words}")
     return None
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent.meshos.config import MeshOsConfig
-from agent.meshos.events import Health, Id, MaintenanceState, NodeHealth, PeerState, RttSample
+from agent.meshos.events import Health, Id, NodeHealth, PeerState, RttSample
 from agent.meshos.maintenance import DRAINING
+from agent.meshos.states import MaintenanceState
 
 if TYPE_CHECKING:
     from agent.meshos.actual import MeshOsState

@@ -117,7 +117,7 @@ def shall_run(look: Look, key: Id, daemon: Daemon | None) -> bool | None:
     if daemon is None or not daemon.running:
         if state.life.leaving is not None or state.life.update is not None:
             return None
-        if held_by_cordon(state, daemon):
+        if held_by_cordon(state, daemon) or waits_for(state, key, look.this_node) is not None:
             return None
     return True
 
@@ -125,6 +125,19 @@ def shall_run(look: Look, key: Id, daemon: Daemon | None) -> bool | None:
 def held_by_cordon(state: MeshOsState, daemon: Daemon | None) -> bool:
     """Whether a daemon that doesn't run is not started because of a cordon."""
     return state.life.cordoned and (daemon is None or not daemon.ran)
+
+
+def waits_for(state: MeshOsState, key: Id, this_node: Id) -> Id | None:
+    """The first of the daemons it is to be started after that shall run here and is not well yet, if there is one."""
+    wanted = state.desired.daemons
+    intent = wanted.get(key)
+    for first in intent.after if intent is not None else ():
+        before = wanted.get(first)
+        if before is not None and before.run and before.node in (None, this_node) and first != key:
+            daemon = state.daemons.get(first)
+            if daemon is None or not daemon.well:
+                return first
+    return None
 
 
 # --- 2: local replicas
@@ -301,7 +314,9 @@ def write_back(state: MeshOsState, actions: Iterable[Action]) -> None:
                 _daemon_changed(state, action.daemon)
             case StopDaemon():
                 until_ms = action.deadline_ms
-                state.daemon(action.daemon).stopping = True
+                daemon = state.daemon(action.daemon)
+                daemon.since_ms = daemon.since_ms if daemon.stopping else now_ms
+                daemon.stopping = True
                 _daemon_changed(state, action.daemon)
             case RequestEviction():
                 chain = state.chain(action.chain)

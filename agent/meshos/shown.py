@@ -72,6 +72,7 @@ def document(snapshot: Snapshot, now_ms: int, show: Show = lambda key: key) -> d
                 "target": shown(failure.target) if failure.action == "mark_avoid" else failure.target,
                 "reason": failure.reason,
                 "retry_after_ms": failure.retry_after_ms,
+                "until_in_ms": _left(now_ms, failure.until_ms),
             }
             for failure in snapshot.recent_failures
         ],
@@ -105,6 +106,11 @@ def _daemon(key: Id, view: DaemonView, now_ms: int, shown: Callable[[Id | None],
         "until_ms": view.until_ms,
         "until_in_ms": _left(now_ms, view.until_ms),
         "age_ms": now_ms - view.since_ms,
+        "held_back": "cordoned"
+        if view.held_by_cordon
+        else None
+        if view.waits_for is None
+        else f"waits for {view.waits_for}",
     }
 
 
@@ -142,6 +148,9 @@ def _held_back(snapshot: Snapshot, now_ms: int) -> list[dict[str, Any]]:
             continue
         if view.held_by_cordon:
             found.append({"what": f"start daemon {key}", "reason": "cordoned", "in_ms": None})
+        elif view.waits_for is not None and view.state == "stopped":
+            why = f"{view.waits_for} is not running well yet"
+            found.append({"what": f"start daemon {key}", "reason": why, "in_ms": None})
         elif view.state in ("backing_off", "crash_looping"):
             why = "backs off after a crash" if view.state == "backing_off" else "crash-looping"
             found.append(

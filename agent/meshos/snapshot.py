@@ -14,11 +14,12 @@ import msgspec
 
 from agent.meshos.actual import Emitted, FailureRecord, MeshOsState
 from agent.meshos.daemons import Daemon
-from agent.meshos.events import DaemonHealth, Health, Id, MaintenanceState, by_id
+from agent.meshos.events import DaemonHealth, Health, Id, by_id
 from agent.meshos.own import Drain
 from agent.meshos.peers import UNTOUCHED, AvoidEntry
-from agent.meshos.reconcile import held_by_cordon
+from agent.meshos.reconcile import held_by_cordon, waits_for
 from agent.meshos.shown import document
+from agent.meshos.states import MaintenanceState
 from discovery.lifecycle import State
 
 __all__ = ["Snapshot", "SnapshotBuilder", "document"]
@@ -39,6 +40,7 @@ class DaemonView(msgspec.Struct, frozen=True):
     since_ms: int
     """When it began to run, or ceased to."""
     held_by_cordon: bool
+    waits_for: Id | None
 
 
 class ReplicaView(msgspec.Struct, frozen=True):
@@ -221,6 +223,7 @@ def _daemons(state: MeshOsState, before: Mapping[Id, DaemonView] | None = None) 
             row.backoff.until_ms,
             row.since_ms,
             run and not row.running and held_by_cordon(state, row),
+            waits_for(state, key, state.this_node) if run and not row.running else None,
         )
     return MappingProxyType(views)
 
@@ -231,7 +234,7 @@ _NEVER_SEEN = Daemon(0)
 def _word(state: MeshOsState, key: Id, daemon: Daemon) -> str:
     """The state of a daemon in one word."""
     if daemon.running:
-        return "stopping" if daemon.stopping else "running"
+        return "stopping" if daemon.stopping else "running" if daemon.ready else "starting"
     if ("start_daemon", key) in state.in_flight:
         return "starting"
     if daemon.backoff.until_ms is None:

@@ -3,11 +3,14 @@
 =================  ====================  ==========================================================
 bucket or subject  key                   holds
 =================  ====================  ==========================================================
-``qd-leases``      mesh                  who publishes it and in which epoch, for 6 s after each hold
-``qd-summaries``   mesh                  its last summary, for 11 min: longer than an expired mesh is shown
+``qd-leases``      ``MESH_PUB``          who publishes it and in which epoch, for 6 s after each hold
+``qd-summaries``   ``MESH_PUB``          its last summary, for 11 min: longer than an expired mesh is shown
 ``qd-summaries``   ``_clock``            nothing; when it was put tells the time by the servers' clock
-``qd.summary.*``   mesh, its last word   a summary that must be seen at once, or while no bucket has a leader
+``qd.summary.*``   ``MESH_PUB``          a summary that must be seen at once, or while no bucket has a leader
 =================  ====================  ==========================================================
+
+A mesh is its name and its identity key (the first 8 bytes in hex): two meshes that chose one name have each their own
+lease and summary, and neither keeps the other from publishing. Who is meant by the name, followers judge by their pins.
 
 Every value is sealed with the backbone's key, for its mesh and its place: the cluster sees names and sizes.
 What doesn't open is dropped and counted. Someone on the cluster without the key can delete or replay, and can
@@ -29,6 +32,7 @@ import contextlib
 import hmac
 import importlib
 import os
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,6 +46,7 @@ from msgspec import Meta
 from discovery.backbone.buckets import VALUE_MAX_BYTES, Away, Bucket, BucketGone, Server, Stored, servers_of
 from discovery.errors import LocalError, RemoteError
 from discovery.identity import MESH_NAME, check_mesh
+from discovery.lean import tls
 from discovery.member import U64
 from discovery.summary import SignedSummary, pack, unpack
 
@@ -55,6 +60,9 @@ SUMMARY_TTL_S = 660
 CLOCK = "_clock"
 SUBJECT = "qd.summary"
 KEY_BYTES = 32
+PUB_BYTES = 8
+"""Of a mesh's identity key, in the key of its values."""
+_MESH_KEY = re.compile(rf"{MESH_NAME.pattern}_[0-9a-f]{{{2 * PUB_BYTES}}}")
 
 CHECK_S = 1.0
 """How often the buckets are asked while nothing else proves that they answer; with the second that an answer may
@@ -88,16 +96,22 @@ _encode = msgspec.msgpack.Encoder().encode
 _held = msgspec.msgpack.Decoder(Held)
 
 
+def mesh_key(mesh: str, mesh_pub: bytes) -> str:
+    """Under what a mesh's values are kept. LocalError when its name is none."""
+    return f"{check_mesh(mesh)}_{mesh_pub[:PUB_BYTES].hex()}"
+
+
 class NatsBackbone:
     """One node on the cluster. All calls and callbacks happen on the event loop's thread; no call raises because
     of the network, and none takes longer than about a second.
 
     `urls`: each `nats://` or `tls://`, `[user:password@ or token@]host[:port]`, more hosts after commas. They are
-    tried in this order, then those that the cluster tells of. `key`: 32 bytes, the backbone's. `me`: this node's
-    id. `on_summary(signed, age_s)`: a summary, unverified, of any mesh, also of this one. `on_status(up, reason)`:
-    told when it is first known, on each change, and when another server took over; `reason` names the server, or
-    says what is wrong, in one line. `may_take(holder, epoch)`: whether that holder is known to be gone, so that
-    its lease needn't be waited out. LocalError when an URL makes no sense or nats-py is missing.
+    tried in this order, then those that the cluster tells of. `key`: 32 bytes, the backbone's. `mesh_pub`: 32 bytes,
+    the mesh's identity key. `me`: this node's id. `on_summary(signed, age_s)`: a summary, unverified, of any mesh,
+    also of this one. `on_status(up, reason)`: told when it is first known, on each change, and when another server
+    took over; `reason` names the server, or says what is wrong, in one line. `may_take(holder, epoch)`: whether that
+    holder is known to be gone, so that its lease needn't be waited out. LocalError when an URL makes no sense or
+    nats-py is missing.
     """
 
     def __init__(
@@ -106,6 +120,7 @@ class NatsBackbone:
         urls: Sequence[str],
         key: bytes,
         mesh: str,
+        mesh_pub: bytes,
         me: int,
         on_summary: Callable[[SignedSummary, float], None],
         on_status: Callable[[bool, str], None],
@@ -115,10 +130,12 @@ class NatsBackbone:
             raise LocalError("backbone: no nats:// address; give one")
         given = [server for url in urls for server in servers_of(url)]
         try:
+            tls()
             self._jetstream: Any = importlib.import_module("discovery.backbone.jetstream")
         except ImportError as why:
             raise LocalError(f"backbone {given[0]}: needs nats-py; pip install 'quarterdeck[nats]'") from why
-        self.mesh = check_mesh(mesh)
+        self.mesh = mesh
+        self._mesh_key = mesh_key(mesh, mesh_pub)
         self.held: Held | None = None
         """The lease of this mesh as the bucket last had it, whoever holds it; None: nobody, or not known."""
         self.counters: Counter[str] = Counter()
@@ -200,20 +217,20 @@ class NatsBackbone:
         connection = self._connection
         if connection is None:
             return False
-        value = self._box.seal(_SUMMARY, self.mesh, pack(signed))
+        value = self._box.seal(_SUMMARY, self._mesh_key, pack(signed))
         with self._trying(connection):
             if urgent or not self.up:
-                await connection.tell(f"{SUBJECT}.{self.mesh}", value)
+                await connection.tell(f"{SUBJECT}.{self._mesh_key}", value)
             if self.up:
-                return bool(await connection.put(self._summaries, self.mesh, value))
+                return bool(await connection.put(self._summaries, self._mesh_key, value))
             return await connection.responds()
         return False
 
     async def _hold(self, connection: Connection, epoch: int) -> bool:
-        value = self._box.seal(_LEASE, self.mesh, _encode(Held(self._me, epoch)))
+        value = self._box.seal(_LEASE, self._mesh_key, _encode(Held(self._me, epoch)))
         revision = self._revision
         for _ in range(3):  # it may expire, or be taken, between reading and writing
-            revision = await connection.put(self._leases, self.mesh, value, revision)
+            revision = await connection.put(self._leases, self._mesh_key, value, revision)
             if revision:
                 self._revision, self.held = revision, Held(self._me, epoch)
                 return True
@@ -230,18 +247,18 @@ class NatsBackbone:
         revision = await self._read(connection)
         mine = self.held is not None and self.held.holder == self._me
         self._revision = 0
-        if not mine or not await connection.delete(self._leases, self.mesh, revision):
+        if not mine or not await connection.delete(self._leases, self._mesh_key, revision):
             return False
         self.held = None
         return True
 
     async def _read(self, connection: Connection) -> int:
         """Reads this mesh's lease into `held`; its revision, or that of the mark which a release left, or 0."""
-        stored = await connection.get(self._leases, self.mesh)
+        stored = await connection.get(self._leases, self._mesh_key)
         self.held = None
         if stored is None:
             return 0
-        body = self._open(_LEASE, self.mesh, stored.value) if stored.value else None
+        body = self._open(_LEASE, self._mesh_key, stored.value) if stored.value else None
         if body is not None:
             try:
                 self.held = _held.decode(body)
@@ -249,22 +266,22 @@ class NatsBackbone:
                 self.counters["malformed"] += 1
         return stored.revision
 
-    def _open(self, place: bytes, mesh: str, value: bytes) -> bytes | None:
+    def _open(self, place: bytes, key: str, value: bytes) -> bytes | None:
         """What was sealed for this mesh and place; None, and counted, if it wasn't."""
-        possible = len(value) <= VALUE_MAX_BYTES and MESH_NAME.fullmatch(mesh)
-        body = self._box.open(place, mesh, value) if possible else None
+        possible = len(value) <= VALUE_MAX_BYTES and _MESH_KEY.fullmatch(key)
+        body = self._box.open(place, key, value) if possible else None
         if body is None:
             self.counters["forged"] += 1
         return body
 
-    def _heard(self, mesh: str, value: bytes, age_s: float = 0.0) -> None:
+    def _heard(self, key: str, value: bytes, age_s: float = 0.0) -> None:
         """A summary, by subject or by bucket."""
-        if not value or mesh == CLOCK:
+        if not value or key == CLOCK:
             return
         nonce = value[: _Box.HEAD]
-        if self._seen.get(mesh) == nonce:
+        if self._seen.get(key) == nonce:
             return
-        body = self._open(_SUMMARY, mesh, value)
+        body = self._open(_SUMMARY, key, value)
         if body is None:
             return
         try:
@@ -274,7 +291,7 @@ class NatsBackbone:
             return
         if len(self._seen) >= MAX_SEEN:
             self._seen.clear()
-        self._seen[mesh] = nonce
+        self._seen[key] = nonce
         self._call(self._on_summary, signed, age_s)
 
     async def _run(self) -> None:
@@ -362,7 +379,7 @@ class NatsBackbone:
             await asyncio.sleep(pause_s)
         read_at = time.monotonic()
         clock = await connection.get(self._summaries, CLOCK)
-        found = await connection.all(self._summaries, MESH_NAME.fullmatch)
+        found = await connection.all(self._summaries, _MESH_KEY.fullmatch)
         await self._read(connection)
         self._usable = self._good = True
         self._status(True, str(connection.server))
@@ -453,23 +470,23 @@ class _Box:
             raise LocalError(f"a backbone key is {KEY_BYTES} bytes, not {len(key)}")
         self._extracted = hmac.digest(bytes(32), key, "sha256")
 
-    def seal(self, place: bytes, mesh: str, body: bytes) -> bytes:
-        about = self._about(place, mesh)
+    def seal(self, place: bytes, mesh_key: str, body: bytes) -> bytes:
+        about = self._about(place, mesh_key)
         head = _SEALED_VERSION + os.urandom(_NONCE_BYTES)
         return head + self._aead(about).encrypt(head[1:], body, about)
 
-    def open(self, place: bytes, mesh: str, value: bytes) -> bytes | None:
+    def open(self, place: bytes, mesh_key: str, value: bytes) -> bytes | None:
         """The body, or None if it wasn't sealed with this key for this mesh and place."""
         if not value.startswith(_SEALED_VERSION) or len(value) < self.HEAD:
             return None
-        about = self._about(place, mesh)
+        about = self._about(place, mesh_key)
         try:
             return self._aead(about).decrypt(value[1 : self.HEAD], value[self.HEAD :], about)
         except InvalidTag:
             return None
 
-    def _about(self, place: bytes, mesh: str) -> bytes:
-        return b"quarterdeck/1|nats|" + place + b"|" + mesh.encode()
+    def _about(self, place: bytes, mesh_key: str) -> bytes:
+        return b"quarterdeck/1|nats|" + place + b"|" + mesh_key.encode()
 
     def _aead(self, about: bytes) -> AESGCM:
         return AESGCM(hmac.digest(self._extracted, about + b"\x01", "sha256"))

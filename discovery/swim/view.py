@@ -16,7 +16,7 @@ import msgspec
 from discovery import wire
 from discovery.errors import RemoteError
 from discovery.lifecycle import Evidence, State
-from discovery.member import Addr, Member, Record, SignedRecord, Vitals, open_record, seal_record
+from discovery.member import Addr, Member, Record, SignedRecord, Vitals, fitted, open_record, seal_record
 from discovery.swim import effects as fx
 from discovery.swim.broadcasts import Broadcasts
 from discovery.swim.config import SwimConfig, retransmit_limit
@@ -439,7 +439,7 @@ class View:
         old = self.me.record
         if "incarnation" not in changes:
             changes["version"] = old.version + 1
-        record = msgspec.structs.replace(old, **changes)
+        record = fitted(msgspec.structs.replace(old, **changes))
         signed = seal_record(record, self.sign)
         self.hash ^= self._mark(old) ^ self._mark(record)
         self.me.record, self.me.signed, self.me.received = record, signed, self.now

@@ -26,7 +26,6 @@ from agent.meshos.events import (
     LocalFailure,
     LocalReplicaIntent,
     MaintenanceObserved,
-    MaintenanceState,
     NodeHealth,
     PeerState,
     PlacementIntent,
@@ -37,11 +36,13 @@ from agent.meshos.events import (
     Scores,
     SelfHealth,
     Started,
+    Stopping,
     Synced,
     Tick,
     UpdateFailed,
     UpdateStarted,
 )
+from agent.meshos.states import MaintenanceState
 
 ME = 100
 NODES: st.SearchStrategy[Id] = st.sampled_from([ME, ME, 1, 2, 3, "a", "1"])
@@ -79,13 +80,18 @@ WORLD: st.SearchStrategy[Event] = st.one_of(
         daemon=DAEMONS,
         intent=st.sampled_from(["run", "run", "stop", "none"]),
         node=st.none() | NODES,
+        after=st.lists(DAEMONS, max_size=2).map(tuple),
+        version=st.sampled_from(["", "v1", "v2"]),
     ),
     st.builds(
         DaemonLifecycle,
         daemon=DAEMONS,
-        signal=st.sampled_from(["started", "started", "crashed", "exited_cleanly", "health", "saturation"]),
+        signal=st.sampled_from(
+            ["starting", "started", "started", "crashed", "exited_cleanly", "health", "saturation"]
+        ),
         health=st.sampled_from(DaemonHealth),
         saturation=st.none() | st.floats(),
+        version=st.sampled_from([None, "", "v1"]),
     ),
     st.builds(PlacementIntent, chain=CHAINS, count=st.none() | st.integers(0, 3)),
     st.builds(
@@ -126,7 +132,7 @@ WORLD: st.SearchStrategy[Event] = st.one_of(
     st.builds(SelfHealth, cpu=st.sampled_from([None, 0, 999]), mem=st.just(0)),
     st.builds(LocalFailure, source=st.just("probe"), target=st.just("p"), reason=st.just("x")),
     st.sampled_from(
-        [Started(), Synced(), Alone(), UpdateStarted(1000), UpdateFailed("x"), Leaving("signal")]
+        [Started(), Synced(), Alone(), UpdateStarted(1000), UpdateFailed("x"), Stopping(), Leaving("signal")]
     ),
     st.builds(Restored, cordoned=st.booleans(), maintenance=st.sampled_from(MaintenanceState)),
 )
@@ -152,8 +158,18 @@ def long_run(seed: int) -> list[Event]:
     chains: list[Id] = [1, 2, 3, "1", "admin"]
     daemons: list[Id] = ["web", "db", 7]
     makers: list[Callable[[], Event]] = [
-        lambda: DaemonIntent(pick(daemons), pick(["run", "run", "run", "stop"]), pick([None, None, ME, 1])),
-        lambda: DaemonLifecycle(pick(daemons), pick(["started", "started", "crashed", "exited_cleanly"])),
+        lambda: DaemonIntent(
+            pick(daemons),
+            pick(["run", "run", "run", "stop"]),
+            pick([None, None, ME, 1]),
+            pick([(), (), (pick(daemons),)]),
+            pick(["", "v1"]),
+        ),
+        lambda: DaemonLifecycle(
+            pick(daemons),
+            pick(["starting", "started", "started", "crashed", "exited_cleanly"]),
+            version=pick([None, "", "v1"]),
+        ),
         lambda: DaemonLifecycle(pick(daemons), "health", pick(list(DaemonHealth))),
         lambda: PlacementIntent(pick(chains), rng.randrange(4)),
         lambda: ReplicaUpdate(pick(chains), "added", pick(nodes), pick([msgspec.UNSET, ME, ME, 1, None])),

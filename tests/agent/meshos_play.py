@@ -20,7 +20,6 @@ from agent.meshos.events import (
     Id,
     LocalReplicaIntent,
     MaintenanceObserved,
-    MaintenanceState,
     PlacementIntent,
     ReplicaUpdate,
     Scores,
@@ -31,6 +30,7 @@ from agent.meshos.reconcile import run_pass
 from agent.meshos.snapshot import SnapshotBuilder
 from agent.meshos.snapshot import document as snapshot_document
 from agent.meshos.state import MeshOsState, fold
+from agent.meshos.states import MaintenanceState
 
 ME = 100
 

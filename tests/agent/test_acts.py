@@ -13,7 +13,7 @@ import agent.acts
 from agent.acts import Acts
 from agent.loop import MeshLoop
 from agent.meshos.config import MeshOsConfig
-from agent.meshos.events import Alone, Started
+from agent.meshos.events import Admin, AdminOp, Alone, Started
 from agent.node import Node
 from agent.opmessage import Op
 from discovery.errors import Refused
@@ -21,7 +21,7 @@ from discovery.lifecycle import State
 
 
 def op(verb: str, op_id: str) -> Op:
-    return cast(Op, SimpleNamespace(verb=verb, op_id=op_id, deadline_ms=None))
+    return cast(Op, SimpleNamespace(verb=verb, op_id=op_id, deadline_ms=None, chains=()))
 
 
 class Bench:
@@ -34,18 +34,23 @@ class Bench:
         self.node.build = "build"
         self.node.identity = cast(Any, SimpleNamespace(id=7))
         self.node.journal = cast(Any, SimpleNamespace(set_handover=self.handovers.append))
-        self.node.loop = MeshLoop(7, MeshOsConfig(), on_transition=lambda _: None, on_action=lambda _: True)
-        cast(Any, self.node).tell = self.node.loop.publish_folded
+        self.loop = MeshLoop(7, MeshOsConfig(), on_transition=lambda _: None, on_action=lambda _: True)
+
+        async def admin(op: AdminOp) -> None:
+            await self.loop.publish_folded(Admin(admin=op))
+
+        self.node.engine = cast(Any, SimpleNamespace(loop=self.loop, admin=admin))
+        cast(Any, self.node).tell = self.loop.publish_folded
         self.acts = Acts(self.node)
 
 
 def run(test: Callable[[Bench], Awaitable[None]]) -> None:
     async def main() -> None:
         bench = Bench()
-        running = asyncio.create_task(bench.node.loop.run())
+        running = asyncio.create_task(bench.loop.run())
         try:
-            await bench.node.loop.publish_folded(Started())
-            await bench.node.loop.publish_folded(Alone(""))
+            await bench.loop.publish_folded(Started())
+            await bench.loop.publish_folded(Alone(""))
             assert bench.node.state is State.ALIVE
             await test(bench)
         finally:
@@ -73,7 +78,7 @@ def test_drain_that_meets_an_update_is_refused_and_never_answered_done() -> None
         )
         assert updated.result == "accepted"
         assert isinstance(drained, Refused) and drained.code == "in_update"
-        assert bench.node.loop.life.drain is None
+        assert bench.loop.life.drain is None
 
     run(meet)
 
@@ -85,7 +90,7 @@ def test_drain_before_an_update_is_done_and_stands_after_it() -> None:
         )
         assert (drained.result, drained.state) == ("done", "draining")
         assert updated.result == "accepted"
-        assert bench.node.loop.life.drain is not None
+        assert bench.loop.life.drain is not None
         assert [h.earlier for h in bench.handovers] == ["draining"]
 
     run(meet)

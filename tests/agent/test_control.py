@@ -52,7 +52,7 @@ environment="QD_ROLE=admin" {ADMIN} ada
 environment="QD_ROLE=admin",expiry-time="20200101" {EXPIRED} eve
 environment="QD_ROLE=admin",from="10.0.0.0/8" {NEAR} nora
 """
-RESULT_KEYS = {"op_id", "target", "op", "result", "state", "reason", "code"}
+RESULT_KEYS = {"recorded", "op_id", "target", "op", "result", "state", "reason", "code"}
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,9 @@ class Node:
         self.applied: list[tuple[str, str]] = []
         self.act: Callable[[Op], Awaitable[Any]] | None = None
         self.began = asyncio.Event()
+
+    def check(self, op: Op) -> None:
+        """Nothing is refused beforehand."""
 
     async def apply(self, op: Op, by: str) -> Any:
         self.applied.append((op.verb, by))
@@ -331,6 +334,7 @@ def test_op_that_passes_is_applied_answered_recorded_and_told(desk: Desk) -> Non
         "state": "draining",
         "reason": "2 daemons left",
         "code": None,
+        "recorded": None,
     }
     assert desk.node.applied == [("drain", "anna")]
     (record,) = desk.records("control.op")

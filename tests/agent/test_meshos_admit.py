@@ -25,7 +25,8 @@ from agent.meshos.actions import (
 from agent.meshos.admit import ADMIT, Admission, Defer, Gate, Slots
 from agent.meshos.config import MeshOsConfig
 from agent.meshos.desk import Desk, Dropped, Go, Held, Put
-from agent.meshos.events import Id, MaintenanceState
+from agent.meshos.events import Id
+from agent.meshos.states import MaintenanceState
 
 CONFIG = MeshOsConfig()
 

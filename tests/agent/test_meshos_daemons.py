@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.meshos.backoff import Backoff
 from agent.meshos.config import MeshOsConfig
-from agent.meshos.events import ActionOutcome, Leaving, Started, Synced, UpdateFailed, UpdateStarted
+from agent.meshos.events import ActionOutcome, Leaving, Restored, Started, Synced, UpdateFailed, UpdateStarted
 from discovery.lifecycle import State
 from tests.agent.meshos_play import ME, Play, backoff, start, stop
 
@@ -150,6 +150,11 @@ def test_cordon_holds_back_what_has_not_run_since_and_leaves_what_runs() -> None
 def test_cordon_holds_back_what_had_ended_before_it() -> None:
     node = Play().running("web").at(5000).signal("web", "exited_cleanly").admin("cordon")
     assert node.tick(5500) == []
+
+
+def test_cordon_taken_up_after_a_restart_holds_back_only_what_did_not_run_in_spite_of_it() -> None:
+    node = Play().want("web").want("db").tell(Restored(cordoned=True, ran=("db",)))
+    assert node.tick(500) == [start("db")]
 
 
 def test_cordon_of_another_node_means_nothing_here() -> None:

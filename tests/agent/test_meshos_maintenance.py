@@ -8,9 +8,10 @@ import pytest
 
 from agent.meshos.config import MeshOsConfig
 from agent.meshos.controls import DrainFinish, DrainStart, Shutdown, shutdown_by
-from agent.meshos.events import ActionOutcome, Backpressure, Blob, MaintenanceState, Restored, Synced
+from agent.meshos.events import ActionOutcome, Backpressure, Blob, Restored, Synced
 from agent.meshos.maintenance import ARCS, Maintenance
 from agent.meshos.own import refusal
+from agent.meshos.states import MaintenanceState
 from discovery.lifecycle import State
 from tests.agent.meshos_play import ME, Play, commit
 
@@ -277,6 +278,14 @@ def test_restored_maintenance_goes_on_where_it_was(stage: MaintenanceState) -> N
     assert (mine.state, mine.since_ms, mine.by) == (stage, -4000, "ann")
     assert mine.deadline_at_ms == (8000 if stage is MaintenanceState.ENTERING else None)
     assert node.state.life.cordoned
+
+
+@pytest.mark.parametrize("stage", ["entering_maintenance", "recovery"])
+def test_restored_before_the_first_tick_of_a_host_long_up_is_not_over_at_once(stage: str) -> None:
+    node = Play().at(9_000_000).signal("web", "started")
+    node.tell(Restored(False, MaintenanceState(stage), "", 5000, 7000))
+    asked = node.tick(9_000_500) + node.tick(9_001_000)
+    assert not [action for action in asked if action["kind"] == "commit_maintenance_transition"]
 
 
 # --- what daemons are told

@@ -145,6 +145,7 @@ def test_document_has_ages_and_remaining_times_of_the_moment_it_is_made(built: S
             "target": "rtt",
             "reason": "boom",
             "retry_after_ms": None,
+            "until_in_ms": None,
         }
     ]
     assert shown["local_maintenance"]["state"] == "active"

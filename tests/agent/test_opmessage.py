@@ -26,11 +26,13 @@ TARGET = "0807060504030201"
 NONCE = "ab" * 16
 NOW = 1_700_000_000_000
 OP_ID = new_ulid(NOW, bytes(range(10)))
+RECORD = {"chain": "log", "sha256": "ab" * 32}
 ARGS = {
     "drain": {"deadline_ms": 300_000},
     "maintenance_enter": {"deadline_ms": 5},
     "drop_replicas": {"chains": ["x"]},
     "rotate_key": {"retire_ms": 60_000},
+    "append": {"fields": RECORD},
 }
 
 
@@ -66,6 +68,7 @@ def altered(message: bytes, **fields: object) -> bytes:
         ("drop_replicas", "drop_replicas", {"chains": ["x"]}),
         ("invalidate_placement", "invalidate_placement", {}),
         ("rotate_key", "rotate_key", {"retire_ms": 60_000}),
+        ("append", "append", RECORD),
     ],
 )
 def test_verb_travels_as_its_wire_op_and_comes_back(verb: str, wire: str, args: dict[str, object]) -> None:
@@ -90,9 +93,15 @@ def test_verb_travels_as_its_wire_op_and_comes_back(verb: str, wire: str, args: 
 
 
 def test_every_verb_is_tested_and_has_a_role() -> None:
-    assert len(VERBS) == 13
+    assert len(VERBS) == 17
     assert {v.role for v in VERBS.values()} <= set(ROLES)
-    assert [name for name, v in VERBS.items() if v.role == "admin"] == ["drop_replicas", "rotate_key"]
+    assert [name for name, v in VERBS.items() if v.role == "admin"] == [
+        "drop_replicas",
+        "rotate_key",
+        "apply",
+        "grant_operator",
+        "revoke_operator",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ import pytest
 
 from agent import openlinks, reach
 from agent.contacts import Contacts
-from agent.racing import NoneWorked, first_of
+from agent.racing import NoneWorked, first_of, shared
 from agent.reach import Reach, relays_among
 from agent.relay import Relay, RelayLimits
 from discovery.errors import Refused, Unreachable
@@ -87,6 +88,7 @@ class Station:
             limits=limits,
         )
         methods = {"who": self.who, "hello": self.who, "hang": self.hang, **self.relay.methods()}
+        methods["by_relay"] = self.by_relay
         self.methods = methods
         pool = cast("Pool", self.gossip)
         self.contacts = Contacts(pool, self.identity, methods, self.usable_addrs)
@@ -167,6 +169,9 @@ class Station:
 
     async def who(self, link: Link, params: Any) -> Any:
         return [self.name, link.login.kind, link.login.fingerprint]
+
+    async def by_relay(self, link: Link, params: Any) -> Any:
+        self.reach.came_by_relay(link)
 
     async def hang(self, link: Link, params: Any) -> Any:
         await asyncio.sleep(params)
@@ -254,6 +259,25 @@ def test_node_that_only_dials_out_is_reached_back_over_the_link_that_it_holds() 
             assert target.relay.counts["arrived"] == 1
             (accepted,) = [x for x in target.listener.links if x.login.kind == "member"]
             assert accepted.addr == gateway.addr
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("nat", [False, True])
+def test_call_back_over_a_link_that_came_by_a_relay_says_relay(nat: bool) -> None:
+    async def run() -> None:
+        async with world("alpha-node", "alpha-gateway", "alpha-far") as (w, caller, gateway, target):
+            w.part(("alpha-node", "alpha-far"))
+            if nat:
+                w.apart.add(("alpha-gateway", "alpha-far"))
+                await target.contacts.link_to(gateway.member)
+                await until(lambda: gateway.contacts.open_to(target.member.id) is not None)
+            assert (await answer_of(caller, target))[1] == "relay"
+            await until(lambda: target.contacts.open_to(caller.member.id) is not None)
+            (who, *_), route = await answer_of(target, caller)
+            assert (who, route) == ("alpha-node", "relay")
+            assert target.reach.counts["relayed"] == 0  # it is the caller's link, not one more
+            assert (await answer_of(target, gateway))[1] == "direct"
 
     asyncio.run(run())
 
@@ -740,6 +764,27 @@ def test_first_of_several_ways_waits_for_the_preferred_one_and_disposes_of_what_
     asyncio.run(run())
 
 
+def test_try_that_failed_after_all_who_waited_let_go_is_no_defect() -> None:
+    async def fail(go: asyncio.Event) -> None:
+        await go.wait()
+        raise Unreachable("nobody there")
+
+    async def run() -> None:
+        reported: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+        tries: dict[int, asyncio.Task[None]] = {}
+        go = asyncio.Event()
+        waiting = asyncio.ensure_future(asyncio.shield(shared(tries, 1, fail(go))))
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        go.set()
+        await until(lambda: not tries)
+        gc.collect()
+        assert reported == []
+
+    asyncio.run(run())
+
+
 def test_relays_are_asked_gateways_first_then_by_id() -> None:
     async def run() -> None:
         async with world("a-console", "a-gateway-1", "a-gateway-2", "a-node") as (_, *stations):
@@ -749,5 +794,20 @@ def test_relays_are_asked_gateways_first_then_by_id() -> None:
             assert relays_among(members, two.id)[0] == two
             stations[0].state = State.DEAD
             assert stations[0].member not in relays_among([s.member for s in stations])
+
+    asyncio.run(run())
+
+
+def test_link_in_doubt_is_not_used_again_while_another_way_is_there() -> None:
+    async def run() -> None:
+        async with world("alpha-node", "beta-gateway", "beta-far") as (_, caller, _, target):
+            link, via = await caller.reach.link_to(target.member)
+            assert via == "direct"
+            caller.reach.doubt(link)
+            another, via = await caller.reach.link_to(target.member)
+            assert via == "direct" and another is not link
+            caller.reach.close_idle()
+            await until(lambda: link.closed)
+            assert not another.closed
 
     asyncio.run(run())

@@ -25,7 +25,6 @@ from agent.meshos.events import (
     Health,
     LocalReplicaIntent,
     MaintenanceObserved,
-    MaintenanceState,
     PlacementIntent,
     ReplicaUpdate,
     Started,
@@ -33,6 +32,7 @@ from agent.meshos.events import (
     encode_line,
 )
 from agent.meshos.replay import BadLine, play, read
+from agent.meshos.states import MaintenanceState
 from agent.recorder import Recorder
 from agent.runtime import MeshOsRuntime
 from tests.agent.meshos_events import long_run

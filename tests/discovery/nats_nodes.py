@@ -8,11 +8,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from discovery.backbone.nats import NatsBackbone
+from discovery.backbone.nats import NatsBackbone, mesh_key
 from discovery.summary import SignedSummary
 from tests.nats_server import NatsServer
 
 KEY, FOREIGN_KEY = b"k" * 32, b"f" * 32
+MESH_PUB = b"p" * 32
+
+
+def key_of(mesh: str) -> str:
+    """Under what a mesh of these tests keeps its values."""
+    return mesh_key(mesh, MESH_PUB)
 
 
 def summary(text: str) -> SignedSummary:
@@ -30,6 +36,7 @@ class Node:
                 "urls": [url],
                 "key": KEY,
                 "mesh": mesh,
+                "mesh_pub": MESH_PUB,
                 "me": me,
                 "on_summary": lambda signed, age_s: self.heard.append(
                     (signed.blob.decode(), age_s, time.monotonic())

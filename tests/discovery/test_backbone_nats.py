@@ -12,7 +12,18 @@ import pytest
 from discovery.backbone.buckets import Stored
 from discovery.backbone.nats import CLOCK, LEASE_TTL_S, Held, _age_s, _Box
 from discovery.summary import SignedSummary
-from tests.discovery.nats_nodes import FOREIGN_KEY, KEY, Node, nodes, raw, summary, timed, until, until_true
+from tests.discovery.nats_nodes import (
+    FOREIGN_KEY,
+    KEY,
+    Node,
+    key_of,
+    nodes,
+    raw,
+    summary,
+    timed,
+    until,
+    until_true,
+)
 from tests.nats_server import NatsServer, needs_nats_server
 
 
@@ -85,17 +96,18 @@ def test_age_of_what_was_found(stored: Stored, clock: Stored | None, age_s: floa
 @needs_nats_server
 def test_values_that_do_not_open_are_dropped_and_counted(shared: NatsServer) -> None:
     async def run() -> None:
+        epsilon = key_of("epsilon")
         node, foreign = Node(shared.url, "epsilon"), Node(shared.url, "zeta", 2, key=FOREIGN_KEY)
         async with nodes(node, foreign), raw(shared) as stranger:
             before = node.backbone.counters["forged"]
             assert await foreign.backbone.publish(summary("foreign"), urgent=True)
-            await stranger.publish("$KV.qd-summaries.epsilon", b"garbage")
-            await stranger.publish("qd.summary.epsilon", b"\x01" + os.urandom(200))
+            await stranger.publish(f"$KV.qd-summaries.{epsilon}", b"garbage")
+            await stranger.publish(f"qd.summary.{epsilon}", b"\x01" + os.urandom(200))
             await stranger.publish("qd.summary.NOT-a-mesh", b"\x01" + os.urandom(200))
-            elsewhere = _Box(KEY).seal(b"summary", "eta", b"for another mesh")
-            await stranger.publish("qd.summary.epsilon", elsewhere)
-            nonsense = _Box(KEY).seal(b"summary", "epsilon", b"sealed nonsense")
-            await stranger.publish("qd.summary.epsilon", nonsense)
+            elsewhere = _Box(KEY).seal(b"summary", key_of("eta"), b"for another mesh")
+            await stranger.publish(f"qd.summary.{epsilon}", elsewhere)
+            nonsense = _Box(KEY).seal(b"summary", epsilon, b"sealed nonsense")
+            await stranger.publish(f"qd.summary.{epsilon}", nonsense)
             await until(lambda: node.backbone.counters["malformed"] == 1)
             await until(lambda: node.backbone.counters["forged"] == before + 6)  # a foreign one by both ways
             assert not node.heard or not node.has_heard("foreign")
@@ -211,10 +223,26 @@ def test_lease_that_does_not_open_keeps_nobody_out(shared: NatsServer) -> None:
     async def run() -> None:
         node = Node(shared.url, "lease-f")
         async with nodes(node), raw(shared) as stranger:
-            await stranger.publish("$KV.qd-leases.lease-f", b"garbage")
+            await stranger.publish(f"$KV.qd-leases.{key_of('lease-f')}", b"garbage")
             await stranger.flush()
             assert await node.backbone.hold(1)
             assert node.backbone.counters["forged"] >= 1
+
+    asyncio.run(run())
+
+
+@needs_nats_server
+def test_meshes_of_one_name_and_two_keys_do_not_keep_each_other_from_publishing(shared: NatsServer) -> None:
+    async def run() -> None:
+        ours, theirs = Node(shared.url, "lease-h", 1), Node(shared.url, "lease-h", 2, mesh_pub=b"q" * 32)
+        follower = Node(shared.url, "lease-i", 3)
+        async with nodes(ours, theirs):
+            assert await theirs.backbone.hold(4_000_000)
+            assert await ours.backbone.hold(1)
+            assert await ours.backbone.publish(summary("true"))
+            assert await theirs.backbone.publish(summary("false"))
+            async with nodes(follower):  # finds both, whoever was the last to publish
+                await until(lambda: follower.has_heard("true") and follower.has_heard("false"))
 
     asyncio.run(run())
 

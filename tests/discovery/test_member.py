@@ -17,6 +17,7 @@ from discovery.member import (
     Member,
     Record,
     SignedRecord,
+    fitted,
     open_record,
     seal_record,
     supersedes,
@@ -44,6 +45,17 @@ def record(**changes: Any) -> Record:
 def test_a_sealed_record_opens_to_itself() -> None:
     mine = record(tags={"zone": "a"}, cordoned=True, deadline_ms=5, host=b"12345678", build="0a1b2c3d4e5f")
     assert open_record(seal_record(mine, ONE.sign), verify) == mine
+
+
+def test_a_record_too_long_loses_the_end_of_its_reason_and_then_what_it_keeps() -> None:
+    full = record(tags={f"k{n}": "v" * 64 for n in range(9)}, reason="ö" * 96, keeps=b"k" * 40)
+    less = fitted(full)
+    assert less.keeps == full.keeps and full.reason.startswith(less.reason) and less.reason
+    assert open_record(seal_record(less, ONE.sign), verify) == less
+    fuller = msgspec.structs.replace(full, keeps=b"k" * 132, addrs=[("x" * 60, 1)] * 2)
+    least = fitted(fuller)
+    assert (least.keeps, least.reason) == (b"", "") and least.tags == full.tags
+    assert fitted(record(reason="why", keeps=b"k")) == record(reason="why", keeps=b"k")
 
 
 def test_a_record_signed_by_another_is_refused() -> None:

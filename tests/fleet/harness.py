@@ -5,6 +5,7 @@ Every process is ended by its pid when the fleet closes, whatever the test did w
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,9 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+from agent.founding import found_mesh
+from agent.home import Home, RunEntry
+from tui.client import Client, attach_entry
 
 BIN = Path(sys.executable).parent
 DEFAULT_WAIT_S = 20.0
@@ -171,8 +176,8 @@ class Fleet:
         return json.loads(done.stdout)
 
     def init(self, mesh: str = "alpha") -> None:
-        done = self.qd("init", "--mesh", mesh)
-        assert done.returncode == 0, done.stderr
+        """As `qd init`, without a process for it."""
+        found_mesh(Home.open(self.home), mesh)
 
     def agent(
         self, name: str, *flags: str, mesh: str = "alpha", kind: str = "compute", join: Agent | None = None
@@ -224,7 +229,32 @@ class Fleet:
         wait_for(path.exists, f"{path.name}")
         return str(json.loads(path.read_text())["addr"])
 
+    def entry(self, agent: Agent) -> RunEntry:
+        """Its entry in `run/`, waited for."""
+        path = self.home / "run" / f"{agent.mesh}.{agent.name}.json"
+        found: RunEntry = wait_for(lambda: RunEntry.read(path), f"run file of {agent.name}")
+        return found
+
+    def ask(self, agent: Agent, what: Callable[[Client], Awaitable[Any]]) -> Any:
+        """One question to one agent over a link of its own: what a command asks, without a process for it."""
+
+        async def go() -> Any:
+            async with await attach_entry(Home.open(self.home), self.entry(agent)) as client:
+                return await what(client)
+
+        return asyncio.run(go())
+
     def rows(self, via: Agent | str) -> dict[str, dict[str, Any]]:
-        """One node's view by name."""
-        name = via if isinstance(via, str) else via.name
-        return {row["name"]: row for row in self.qd_json("nodes", "--via", name)}
+        """One node's view by name; with a process for it where the node was not started here."""
+        agent = self.agents.get(via) if isinstance(via, str) else via
+        if agent is None:
+            return {row["name"]: row for row in self.qd_json("nodes", "--via", via)}
+        return {row["name"]: row for row in self.ask(agent, lambda client: client.nodes())}
+
+    def meshes(self, via: Agent) -> dict[str, dict[str, Any]]:
+        """The meshes in one node's view, by name."""
+        return {row["mesh"]: row for row in self.ask(via, lambda client: client.meshes())}
+
+    def node(self, agent: Agent) -> dict[str, Any]:
+        """What a node tells about itself."""
+        return dict(self.ask(agent, lambda client: client.node(client.id)))

@@ -137,6 +137,12 @@ class Host:
         for segment in self.segments:
             _run("ip", "-n", segment.namespace, "link", "set", f"p{self.number}", "up")
 
+    def swallow(self, *addresses: str) -> None:
+        """From now on TCP from here to those addresses gets lost without a word, while all else passes."""
+        rule = f"meta l4proto tcp ip daddr {{ {', '.join(addresses)} }} drop"
+        chain = f"chain out {{\ntype filter hook output priority 0;\n{rule}\n}}"
+        _run(*self.inside, "nft", f"table ip swallows {{\n{chain}\n}}")
+
 
 class Lan:
     """Switches and the hosts on them; there is one switch from the start."""

@@ -56,4 +56,4 @@ def test_logs_are_those_of_the_node_itself_in_any_mesh(fleet: Fleet) -> None:
             following.terminate()
     assert fleet.qd("logs", "nobody", "--via", "gate").returncode == 2
     done = fleet.qd("logs", "dee/web", "--via", "gate")
-    assert done.returncode == 2 and "no daemons" in done.stderr
+    assert done.returncode == 2 and "web: no daemon of dee; it has none" in done.stderr

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.fleet, needs_nats_server]
 
 
 def mode(fleet: Fleet, agent: Agent) -> set[str]:
-    return {str(row["backbone"]) for row in fleet.qd_json("meshes", "--via", agent.name)}
+    return {str(row["backbone"]) for row in fleet.meshes(agent).values()}
 
 
 def names(fleet: Fleet, agent: Agent) -> set[str]:
@@ -49,6 +49,8 @@ def test_pool_stands_in_while_the_server_is_away(tmp_path: Path) -> None:
             wait_for(lambda: mode(fleet, other) == {"nats"}, f"{other.name} is back on it")
             view.wait(lambda v: v.meshes["beta"]["age_ms"] < 3_000, "beta is published there", 10.0)
             assert view.publisher("beta") == other.name and not view.blanks
+            gone = {e["node"] for a in (watcher, other) for e in a.of("node.evicted")}
+            assert gone <= {holder.name} and set(view.gone_at) <= {holder.name}, "nobody else has ever left"
 
 
 def test_server_that_was_never_there_leaves_the_pool(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Meshes that don't belong together: impostors, strangers with the backbone key, strangers without."""
+"""Meshes that don't belong together: impostors, strangers with the backbone key, strangers without; on the pool and on
+a NATS server that all of them use."""
 
 from __future__ import annotations
 
@@ -13,14 +14,25 @@ from agent.chain.store import Journal
 from agent.home import read_identity
 from agent.meshes import EPOCH
 from tests.fleet.harness import Agent, Fleet, wait_for
+from tests.nats_server import NatsServer
 
 pytestmark = pytest.mark.fleet
 
 
+@pytest.fixture(params=["pool", "nats"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NatsServer | None]:
+    """The NATS server that carries the backbone; None: the embedded pool does."""
+    if request.param == "pool":
+        yield None
+    else:
+        with NatsServer(tmp_path) as server:
+            yield server
+
+
 @pytest.fixture
-def ours(tmp_path: Path) -> Iterator[Fleet]:
+def ours(tmp_path: Path, server: NatsServer | None) -> Iterator[Fleet]:
     """A home of the meshes alpha and beta, a gateway each."""
-    with Fleet(tmp_path / "ours") as fleet:
+    with Fleet(tmp_path / "ours", **({"QD_BACKBONE": server.url} if server else {})) as fleet:
         fleet.init("alpha")
         fleet.init("beta")
         fleet.boot("gate", kind="gateway")
@@ -39,13 +51,18 @@ def theirs(tmp_path: Path, ours: Fleet) -> Iterator[Fleet]:
 
 
 def mesh(fleet: Fleet, via: str, name: str) -> dict[str, Any]:
-    return next((r for r in fleet.qd_json("meshes", "--via", via) if r["mesh"] == name), {})
+    return fleet.meshes(fleet.agents[via]).get(name, {})
 
 
 def gateway(fleet: Fleet, name: str, of: str, seed: Fleet) -> Agent:
     """A gateway of another home whose backbone leads to ours."""
-    addr = seed.addr(seed.agents["gate"])
-    return fleet.agent(name, "--backbone", addr, mesh=of, kind="gateway")
+    backbone = seed.env.get("QD_BACKBONE") or seed.addr(seed.agents["gate"])
+    return fleet.agent(name, "--backbone", backbone, mesh=of, kind="gateway")
+
+
+def counted(fleet: Fleet, name: str, code: str) -> int:
+    """How often one of our nodes has counted that, so far."""
+    return int(fleet.node(fleet.agents[name])["counters"].get(code, 0))
 
 
 def test_impostor_of_a_mesh_is_told_and_changes_nothing(ours: Fleet, theirs: Fleet) -> None:
@@ -99,16 +116,14 @@ def test_mesh_that_lists_nobody_shows_counts_until_it_lists_us(ours: Fleet, thei
     assert done.returncode == 4, done.stderr
 
 
-def test_stranger_without_the_backbone_key_is_never_seen(ours: Fleet, tmp_path: Path) -> None:
+def test_stranger_without_the_backbone_key_is_never_seen(
+    ours: Fleet, tmp_path: Path, server: NatsServer | None
+) -> None:
     with Fleet(tmp_path / "strangers") as strangers:
         strangers.init("omega")
         one = gateway(strangers, "oh", "omega", ours).start()
         one.wait("lease.changed", to="oh")
-        gate = ours.qd_json("node", "gate", "--via", "gate")["node"]["id"]
-        counted = wait_for(
-            lambda: ours.qd_json("node", gate, "--via", "gate")["counters"].get("unknown_key"),
-            "it is counted",
-        )
-        assert counted
+        code = "backbone_forged" if server else "unknown_key"
+        wait_for(lambda: counted(ours, "gate", code), f"{code} is counted")
         assert {r["mesh"] for r in ours.qd_json("meshes", "--via", "gate")} == {"alpha", "beta"}
         assert {r["mesh"] for r in strangers.qd_json("meshes", "--via", "oh")} == {"omega"}

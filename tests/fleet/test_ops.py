@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,19 @@ pytestmark = pytest.mark.fleet
 
 NO_TIMER = ("--suspicion-ms", "120000")
 """Suspicion can't be what removes a node while it is raised this far."""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Two nodes, bee-1 and bee-2, for tests that leave them as they are; beside their home the keys `observer` and
+    `expired`, which they know."""
+    folder = tmp_path_factory.mktemp("pair")
+    with Fleet(folder / "home") as fleet:
+        fleet.init()
+        allow(fleet, stranger_key(folder, "observer"), 'environment="QD_ROLE=observe"')
+        allow(fleet, stranger_key(folder, "expired"), 'environment="QD_ROLE=admin",expiry-time="20200101"')
+        fleet.boot("bee-1", "bee-2", flags=NO_TIMER)
+        yield fleet
 
 
 def stranger_key(tmp_path: Path, name: str = "stranger") -> Path:
@@ -192,22 +206,19 @@ def test_failing_update_command_refuses_with_its_last_words(fleet: Fleet) -> Non
     assert b.trail[-1] == "alive"
 
 
-def test_unknown_operator_is_exit_4_and_the_node_lives(fleet: Fleet, tmp_path: Path) -> None:
-    _, b = fleet.boot("a", "b")
+def test_unknown_operator_is_exit_4_and_the_node_lives(pair: Fleet, tmp_path: Path) -> None:
     key = stranger_key(tmp_path)
-    answer = one(fleet, "kill", "b", "--via", "a", "--operator-key", str(key), status=4)
+    answer = one(pair, "kill", "bee-2", "--via", "bee-1", "--operator-key", str(key), status=4)
     assert answer["result"] == "refused"
-    assert b.running
-    assert b.wait("control.received")["reason"]
+    assert pair.agents["bee-2"].running
+    assert pair.agents["bee-2"].wait("control.received", op_id=answer["op_id"])["reason"]
 
 
-def test_observer_may_look_and_not_act(fleet: Fleet, tmp_path: Path) -> None:
-    _, b = fleet.boot("a", "b")
-    key = stranger_key(tmp_path)
-    allow(fleet, key, 'environment="QD_ROLE=observe"')
-    answer = one(fleet, "drain", "b", "--via", "a", "--operator-key", str(key), status=4)
+def test_observer_may_look_and_not_act(pair: Fleet) -> None:
+    key = pair.home.with_name("observer")
+    answer = one(pair, "drain", "bee-2", "--via", "bee-1", "--operator-key", str(key), status=4)
     assert "observe" in answer["reason"]
-    assert b.trail[-1] == "alive"
+    assert pair.agents["bee-2"].trail[-1] == "alive"
 
 
 def test_operate_role_may_kill(fleet: Fleet, tmp_path: Path) -> None:
@@ -218,12 +229,11 @@ def test_operate_role_may_kill(fleet: Fleet, tmp_path: Path) -> None:
     assert b.wait_exit() == 0
 
 
-def test_expired_operator_is_refused(fleet: Fleet, tmp_path: Path) -> None:
-    _, b = fleet.boot("a", "b")
-    key = stranger_key(tmp_path)
-    allow(fleet, key, 'environment="QD_ROLE=admin",expiry-time="20200101"')
-    one(fleet, "kill", "b", "--via", "a", "--operator-key", str(key), status=4)
-    assert b.running
+def test_expired_operator_is_refused(pair: Fleet) -> None:
+    key = pair.home.with_name("expired")
+    answer = one(pair, "kill", "bee-2", "--via", "bee-1", "--operator-key", str(key), status=4)
+    assert "expired" in answer["reason"]
+    assert pair.agents["bee-2"].running
 
 
 def test_op_to_a_stopped_node_does_not_pretend(fleet: Fleet) -> None:
@@ -236,19 +246,19 @@ def test_op_to_a_stopped_node_does_not_pretend(fleet: Fleet) -> None:
     b.signal(signal.SIGCONT)
 
 
-def test_unknown_and_ambiguous_names_are_exit_2(fleet: Fleet) -> None:
-    fleet.boot("bee-1", "bee-2")
-    done = fleet.qd("kill", "nobody", "--via", "bee-1")
+def test_unknown_and_ambiguous_names_are_exit_2(pair: Fleet) -> None:
+    done = pair.qd("kill", "nobody", "--via", "bee-1")
     assert done.returncode == 2 and "nobody" in done.stderr
-    done = fleet.qd("kill", "bee", "--via", "bee-1")
+    done = pair.qd("kill", "bee", "--via", "bee-1")
     assert done.returncode == 2 and "bee-1" in done.stderr and "bee-2" in done.stderr
 
 
-def test_dry_run_sends_nothing(fleet: Fleet) -> None:
-    a, b = fleet.boot("a", "b")
-    done = fleet.qd("kill", "b", "--via", "a", "--dry-run")
+def test_dry_run_sends_nothing(pair: Fleet) -> None:
+    a, b = pair.agents["bee-1"], pair.agents["bee-2"]
+    before = len(a.of("control.sent")), len(b.of("control.received"))
+    done = pair.qd("kill", "bee-2", "--via", "bee-1", "--dry-run")
     assert done.returncode == 0
-    assert not b.of("control.received") and not a.of("control.sent")
+    assert (len(a.of("control.sent")), len(b.of("control.received"))) == before
 
 
 def test_operator_in_the_ssh_agent_can_kill(fleet: Fleet, tmp_path: Path) -> None:

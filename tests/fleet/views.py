@@ -9,25 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agent.home import Home, RunEntry
+from agent.home import Home
 from tests.fleet.harness import Agent, Fleet, wait_for
-from tui.client import Client, attach_entry
-
-
-def run_entry(fleet: Fleet, agent: Agent) -> RunEntry:
-    path = fleet.home / "run" / f"{agent.mesh}.{agent.name}.json"
-    found: RunEntry = wait_for(lambda: RunEntry.read(path), f"run file of {agent.name}")
-    return found
-
-
-def ask(fleet: Fleet, agent: Agent, what: Callable[[Client], Any]) -> Any:
-    """One question to one agent over a link of its own."""
-
-    async def go() -> Any:
-        async with await attach_entry(Home.open(fleet.home), run_entry(fleet, agent)) as client:
-            return await what(client)
-
-    return asyncio.run(go())
+from tui.client import attach_entry
 
 
 class View:
@@ -44,7 +28,7 @@ class View:
         self.gone_at: dict[str, float] = {}
         self.problem: str | None = None
         self._names: dict[str, str] = {}
-        self._entry = run_entry(fleet, agent)
+        self._entry = fleet.entry(agent)
         self._home = Home.open(fleet.home)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)

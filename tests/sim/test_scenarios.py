@@ -343,8 +343,9 @@ def test_a_lossless_idle_pool_says_next_to_nothing() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_live_node_is_never_dead_in_an_hour_at_ten_percent_loss() -> None:
-    net = play(20, [Weather(loss=0.1), Grow(100), Converged(20), Run(3600)])
+@pytest.mark.parametrize("run_s", [900, pytest.param(3600, marks=pytest.mark.soak)])
+def test_a_live_node_is_never_dead_at_ten_percent_loss(run_s: int) -> None:
+    net = play(20, [Weather(loss=0.1), Grow(100), Converged(20), Run(run_s)])
     assert not net.deaths(), net.deaths()[:3]
     assert net.run_until(net.all_see_all, 10)
     for node in net.nodes:

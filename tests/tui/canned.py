@@ -86,6 +86,12 @@ class CannedAgent:
             "state": "leaving",
         }
         self.frames: list[dict[str, Any]] = []
+        self.more_methods: dict[str, Any] = {}
+        self.daemons: list[dict[str, Any]] = []
+        self.failures: list[dict[str, Any]] = []
+        self.silent: list[str] = []
+        self.lines: list[dict[str, Any]] = []
+        self.asked_logs: list[dict[str, Any]] = []
         self.port = 0
 
     @property
@@ -147,6 +153,10 @@ class CannedAgent:
                 "watch": self._watch,
                 "follow": self._follow,
                 "doctor": self._doctor,
+                **self.more_methods,
+                "daemons": self._daemons,
+                "failures": self._failures,
+                "daemon_log": self._daemon_log,
             },
         )
 
@@ -225,6 +235,20 @@ class CannedAgent:
     async def _follow(self, link: Link, params: Any) -> AsyncIterator[Any]:
         for event in self.events:
             yield event
+
+    async def _daemons(self, link: Link, params: Any) -> Any:
+        return {"rows": self.daemons, "silent": self.silent, "answered_by": self.name}
+
+    async def _failures(self, link: Link, params: Any) -> Any:
+        for failure in self.failures:
+            yield {"rows": [failure], "silent": self.silent, "answered_by": self.name}
+
+    async def _daemon_log(self, link: Link, params: Any) -> AsyncIterator[Any]:
+        if params["daemon"] not in {daemon["name"] for daemon in self.daemons}:
+            raise Refused("unknown", f"{params['daemon']}: no such daemon on this node")
+        self.asked_logs.append(params)
+        for line in self.lines[-params["limit"] :] if params["limit"] else []:
+            yield line
 
     async def _doctor(self, link: Link, params: Any) -> Any:
         return {"checks": [{"what": "journal", "ok": True, "text": "journal intact"}]}

@@ -293,6 +293,158 @@ def delta(
     } | changes
 
 
+def daemon(name: str, node: str, number: int, **changes: Any) -> dict[str, Any]:
+    """A daemon's row as an agent serves it."""
+    return {
+        "name": name,
+        "node": node,
+        "node_id": f"{number:016x}",
+        "mesh": node.split(".")[0],
+        "state": "running",
+        "health": "healthy",
+        "reason": None,
+        "saturation": 0.2,
+        "restarts": 0,
+        "until_ms": None,
+        "pid": 4000 + number % 977,
+        "age_ms": 7_200_000,
+        "status": None,
+        "intent": "run",
+        "held_back": None,
+    } | changes
+
+
+def daemons() -> list[dict[str, Any]]:
+    """Daemons of five nodes, with every state and most kinds of trouble."""
+    gone = {"pid": None, "health": None, "saturation": None}
+    return [
+        daemon("web", "alpha.gateway.4f1a77", 0x4F1A77, status="serving 41 clients"),
+        daemon("web", "alpha.broker.11c3a0", 0x11C3A0, saturation=0.93, restarts=2),
+        daemon("cache", "alpha.broker.11c3a0", 0x11C3A0),
+        daemon("ingest", "alpha.broker.77b1e9", 0x77B1E9, health="degraded", reason="queue 4,210 behind"),
+        daemon("crasher", "alpha.broker.77b1e9", 0x77B1E9, state="crash_looping", restarts=5,
+               reason="exit status 1", until_ms=272_000, age_ms=28_000, **gone),
+        daemon("slow", "alpha.broker.0ad412", 0x0AD412, state="stopping", age_ms=12_000, intent="stop"),
+        daemon("hang", "alpha.compute.e91b04", 0xE91B04, health="unhealthy", reason="no watchdog for 30 s"),
+        daemon("flaky", "alpha.compute.e91b04", 0xE91B04, state="backing_off", restarts=3,
+               reason="killed by signal 11", until_ms=3_400, age_ms=600, **gone),
+        daemon("batch", "alpha.compute.c80d15", 0xC80D15, state="stopped", held_back="cordoned", **gone),
+        daemon("old", "alpha.compute.c80d15", 0xC80D15, state="stopped", intent="stop", **gone),
+        daemon("indexer", "beta.broker.77aa01", 0x77AA01, state="starting", age_ms=900, health=None),
+    ]  # fmt: skip
+
+
+def failure(at_s: float, action: str, target: str, **changes: Any) -> dict[str, Any]:
+    """A record of a failure ring as an agent serves it, `at_s` seconds ago."""
+    return {
+        "at_ms": WALL_MS - int(at_s * 1000),
+        "age_ms": int(at_s * 1000),
+        "node": "alpha.broker.77b1e9",
+        "node_id": f"{0x77B1E9:016x}",
+        "mesh": "alpha",
+        "source": "admit",
+        "action": action,
+        "target": target,
+        "reason": "daemon-backoff",
+        "retry_after_ms": None,
+        "until_ms": None,
+        "from_replica": None,
+    } | changes
+
+
+def failures() -> list[dict[str, Any]]:
+    """Failures of three nodes, one of them dead."""
+    dead = {"node": "alpha.compute.9e02f1", "node_id": f"{0x9E02F1:016x}", "source": "dispatch",
+            "from_replica": "alpha.broker.11c3a0"}  # fmt: skip
+    return [
+        failure(28, "start_daemon", "crasher", until_ms=272_000),
+        failure(30, "start_daemon", "crasher", source="daemon", reason="exit status 1"),
+        failure(4, "pull_replica", "orders", source="dispatch", reason="no answer from alpha.broker.11c3a0",
+                retry_after_ms=7_500),
+        failure(13, "stop_daemon", "indexer", reason="did not stop within 30 s: killed", **dead),
+        failure(95, "probe", "vitals", node="beta.broker.77aa01", node_id=f"{0x77AA01:016x}", mesh="beta",
+                source="probe", reason="OSError: no such device"),
+    ]  # fmt: skip
+
+
+def log_of(daemon: str) -> list[str]:
+    """What a daemon has written."""
+    return [
+        f"INFO {daemon} is up",
+        f"listening on 127.0.0.1:80{len(daemon):02}",
+        f"WARN {daemon}: slow answer, 812 ms",
+        "\x1b[31mERROR\x1b[0m connection reset by peer",
+        "Traceback (most recent call last):",
+        '  File "app.py", line 12, in serve',
+    ]
+
+
+def chain(name: str, held: int, desired: int | None = 3, **changes: Any) -> dict[str, Any]:
+    """A row of `qd chains` as an agent serves it."""
+    names = ["alpha.gateway.4f1a77", "alpha.broker.11c3a0", "alpha.broker.77b1e9"][:held]
+    return {
+        "name": name,
+        "kind": "artifact",
+        "mesh": "alpha",
+        "held": held,
+        "desired": desired,
+        "leader": names[0] if names else None,
+        "holders": names,
+        "size": 125_829_120,
+        "hash": "9f86d081884c7d65",
+        "stabilising_ms": 0,
+        "pulls": [],
+    } | changes
+
+
+def chains() -> list[dict[str, Any]]:
+    """What a mesh keeps: well held, moving, under-held, lost, and one too many."""
+    pull = {"node": "alpha.compute.e91b04", "done": 54_106_521, "total": 125_829_120}
+    return [
+        chain("orders", 3, kind="chain", size=None, hash=None),
+        chain("model-v7.bin", 2, pulls=[pull]),
+        chain("site.tar", 1, stabilising_ms=42_000),
+        chain("gone.iso", 0),
+        chain("spare.img", 3, 2),
+    ]
+
+
+def op(seconds: float, verb: str, number: int, result: str | None = "done", **changes: Any) -> dict[str, Any]:
+    """A row of `qd audit` as an agent serves it."""
+    return {
+        "at_ms": WALL_MS + int(seconds * 1000),
+        "op_id": f"01KDQ3W9M2V0{abs(int(seconds)):04}",
+        "op": verb,
+        "target": f"{number:016x}",
+        "operator": "op@laptop",
+        "result": result,
+        "reason": None,
+        "verified": True,
+        "node": f"{number:016x}",
+        "fingerprint": "SHA256:t9QbL0",
+        "position": None,
+    } | changes
+
+
+def audit() -> list[dict[str, Any]]:
+    """Ops on record, oldest first: done, refused, void, and one that nobody signed rightly."""
+    return [
+        op(-90_000, "cordon", 0x11C3A0),
+        op(-4_000, "maintenance_enter", 0x77B1E9, "accepted", operator="anna"),
+        op(
+            -300,
+            "kill",
+            0x4F1A77,
+            "refused",
+            reason="replay: op_id seen before",
+            operator="mallory",
+            verified=None,
+        ),
+        op(-120, "drain", 0x0AD412, "void", reason="revoked: by anna", operator="bob"),
+        op(-60, "resume", 0xD00D, "done", verified=False),
+    ]
+
+
 class FakeClient:
     """Plays frames that a test puts into it. `lose()` ends the stream as a lost agent does."""
 
@@ -302,6 +454,16 @@ class FakeClient:
         self.closed = False
         self.asked: list[str] = []
         self.ops: list[tuple[str, str, dict[str, Any]]] = []
+        self.polled: list[str] = []
+        self.silent: list[str] = []
+        self.daemon_rows: list[dict[str, Any]] | Exception | None = None
+        self.failure_rows: list[dict[str, Any]] | Exception | None = None
+        self.chain_rows: list[dict[str, Any]] | Exception | None = None
+        self.audit_rows: list[dict[str, Any]] | Exception | None = None
+        self.logs: dict[str, asyncio.Queue[dict[str, Any] | Exception]] = {}
+        """NODE_ID/DAEMON → lines to come."""
+        self.followed: dict[str, int] = {}
+        """NODE_ID/DAEMON → streams that are open."""
         self.doc: dict[str, Any] | Exception = {
             "node": {},
             "daemons": [],
@@ -342,6 +504,64 @@ class FakeClient:
         if isinstance(self.doc, Exception):
             raise self.doc
         return self.doc
+
+    async def daemons(self, mesh: str | None = None) -> dict[str, Any]:
+        self.polled.append("daemons")
+        return self._told(daemons() if self.daemon_rows is None else self.daemon_rows, mesh)
+
+    async def failures(self, mesh: str | None = None) -> dict[str, Any]:
+        self.polled.append("failures")
+        return self._told(failures() if self.failure_rows is None else self.failure_rows, mesh)
+
+    async def events(self, limit: int, node: str | None = None) -> list[dict[str, Any]]:
+        self.polled.append(f"events {limit}")
+        return events()
+
+    async def chains(self, mesh: str | None = None) -> dict[str, Any]:
+        self.polled.append("chains")
+        return self._told(chains() if self.chain_rows is None else self.chain_rows, mesh)
+
+    async def audit(self, mesh: str | None = None, offset: int = 0) -> dict[str, Any]:
+        self.polled.append(f"audit {offset}")
+        rows = audit() if self.audit_rows is None else self.audit_rows
+        return self._told(rows if isinstance(rows, Exception) else rows[offset:], None)
+
+    @property
+    def name(self) -> str:
+        return str(self.hello["name"])
+
+    @property
+    def mesh(self) -> str:
+        return str(self.hello["mesh"])
+
+    def _told(self, rows: list[dict[str, Any]] | Exception, mesh: str | None) -> dict[str, Any]:
+        if isinstance(rows, Exception):
+            raise rows
+        of = [row for row in rows if mesh in (None, row.get("mesh"))]
+        return {"rows": of, "silent": self.silent, "answered_by": self.name}
+
+    async def daemon_log(
+        self, node: str, daemon: str, limit: int, follow: bool = False
+    ) -> AsyncIterator[dict[str, Any]]:
+        key = f"{node}/{daemon}"
+        self.followed[key] = self.followed.get(key, 0) + 1
+        queue = self.logs.setdefault(key, asyncio.Queue())
+        for at, line in enumerate(log_of(daemon)):
+            yield {"at_ms": WALL_MS - 60_000 + at * 7_000, "line": line}
+        try:
+            while True:
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            self.followed[key] -= 1
+
+    async def follow(self, limit: int, node: str | None = None) -> AsyncIterator[dict[str, Any]]:
+        for told in events():
+            if told["id"] == node:
+                yield told
+        await asyncio.Event().wait()
 
     async def resolve(self, text: str) -> dict[str, Any]:
         for found in fleet():

@@ -158,18 +158,6 @@ def test_bad_usage_is_one_line_and_status_two(words: list[str], capfd: pytest.Ca
     one_line(capfd.readouterr().err)
 
 
-def test_commands_that_are_planned_are_not_there(capfd: pytest.CaptureFixture[str]) -> None:
-    for word in (
-        "cordon",
-        "maintenance",
-        "apply",
-        "put",
-        "daemons",
-        "audit",
-    ):
-        assert word not in COMMANDS and main([word]) == 2
-
-
 def test_version_names_number_and_build(capfd: pytest.CaptureFixture[str]) -> None:
     from agent.freshness import fingerprint as build
 

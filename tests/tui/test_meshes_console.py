@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -26,11 +27,11 @@ def test_view_of_meshes_shows_every_mesh_and_says_what_is_wrong_with_it(size: tu
             await here.shows(
                 "meshes  5 meshes  4 live",
                 "another key publishes beta (not shown): look who holds your backbone key",
-                "expired 36s",
                 "its nodes are not live here",
                 "counts only: it must list this mesh's key",
-                "⚑ 5s",
             )
+            assert re.search(r"expired \d+s|expired 1m", here.line("✕ delta"))
+            assert re.search(r"⚑ \d+s|overdue \d+s", here.line("gateway.b03c21"))
             assert "●5 ↻1 ▽1 ◐1 ✕1 gateway.4f1a77" in here.line("● alpha")
             names = [
                 line.split()[1] for line in here.text.splitlines() if line[1:2] in "!✕●○" and "%" in line
@@ -45,8 +46,8 @@ def test_lease_counts_down_and_age_goes_up_while_no_frame_comes() -> None:
     async def main() -> None:
         async with console(wide_frame()) as here:
             await here.press("3")
-            await here.shows("⚑ 5s")
-            start = here.app.now()
+            await here.shows("gateway.b03c21")
+            start = here.app.fleet.directory.rows["beta"].received
             for text, age_s in (("⚑ 3s", 2.0), ("overdue 2s", 7.0)):
                 here.app.view_shown().grid.clock = lambda s=age_s: start + s  # type: ignore[attr-defined]
                 here.app._tick()
@@ -154,7 +155,8 @@ def test_page_of_a_node_of_another_mesh_says_who_tells_of_it_and_how_it_is_reach
                 "node gamma.console.6b2f00",
                 "–, not measured: it is in another mesh",
                 "by relay, 42ms",
-                "the directory of gamma, published by gamma.console.6b2f00",
+                "the directory of gamma, published by",
+                "gamma.console.6b2f00",
                 "⚑ lease",
             )
 
@@ -237,7 +239,7 @@ def test_meshes_are_readable_without_colour_and_in_ascii(monkeypatch: pytest.Mon
 
 def test_palette_help_and_locators_know_the_meshes() -> None:
     async def main() -> None:
-        async with console(wide_frame(), size=(100, 60)) as here:
+        async with console(wide_frame(), size=(100, 90)) as here:
             await here.press("3", "?")
             await here.shows("Help · meshes", "what is left of its publisher's lease")
             await here.press("escape", ":", "=meshes sort:-nodes nodes>3", "enter")

@@ -1,14 +1,15 @@
-"""Commands that act: kill, drain, update, resume. Ask, sign, send, and tell how each op ended."""
+"""Commands that act on nodes, one for every op. Ask, sign, send, and tell how each op ended."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from discovery.errors import QuarterdeckError
+from discovery.errors import QuarterdeckError, Refused
 from tui.cli.common import Scope, document, node_names, on_terminal, out, run, say, scoped
 from tui.cli.failures import (
     FAILED,
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 
 ACTING = ("dry_run", "yes", "wait", "timeout")
+CHAIN_LENGTH = 128
+"""Characters of a chain's name, as an op carries it."""
+NAMED_TARGETS = 16
+"""Targets whose daemons are named in the blast radius; those of more are counted."""
 nodes_argument = click.argument(
     "nodes", nargs=-1, required=True, metavar="NODE...", shell_complete=node_names
 )
@@ -66,6 +71,74 @@ def resume(scope: Scope, nodes: tuple[str, ...]) -> int:
     return run(_act("resume", scope, {}, nodes))
 
 
+@click.command()
+@nodes_argument
+@scoped(*ACTING)
+def cordon(scope: Scope, nodes: tuple[str, ...]) -> int:
+    """Have NODEs take nothing new; what runs there stays."""
+    return run(_act("cordon", scope, {}, nodes))
+
+
+@click.command()
+@nodes_argument
+@scoped(*ACTING)
+def uncordon(scope: Scope, nodes: tuple[str, ...]) -> int:
+    """Have NODEs take new work again."""
+    return run(_act("uncordon", scope, {}, nodes))
+
+
+@click.command()
+@click.argument("way", metavar="enter|exit", type=click.Choice(["enter", "exit"]))
+@nodes_argument
+@scoped(*ACTING, "deadline")
+def maintenance(scope: Scope, way: str, nodes: tuple[str, ...]) -> int:
+    """Take NODEs out of use: daemons stopped, replicas moved off, failed when that isn't done by the deadline (10m).
+    Exit starts their daemons again, and cancels an enter under way; after a recovery they are active."""
+    deadline = scope.more["deadline"]
+    if way == "exit" and deadline is not None:
+        raise Fail(USAGE, "maintenance exit: takes no --deadline; leave it out")
+    return run(
+        _act(f"maintenance_{way}", scope, {} if deadline is None else {"deadline_ms": deadline}, nodes)
+    )
+
+
+@click.command()
+@nodes_argument
+@scoped(*ACTING)
+def restart_daemons(scope: Scope, nodes: tuple[str, ...]) -> int:
+    """Stop every daemon of NODEs and start it again, through its gate."""
+    return run(_act("restart_daemons", scope, {}, nodes))
+
+
+@click.command()
+@nodes_argument
+@scoped(*ACTING)
+def clear_avoid(scope: Scope, nodes: tuple[str, ...]) -> int:
+    """Have NODEs forget whom they avoid; they judge anew."""
+    return run(_act("clear_avoid", scope, {}, nodes))
+
+
+@click.command()
+@click.argument("node", metavar="NODE", shell_complete=node_names)
+@click.argument("chains", nargs=-1, required=True, metavar="CHAIN...")
+@scoped(*ACTING)
+def drop_replicas(scope: Scope, node: str, chains: tuple[str, ...]) -> int:
+    """Have NODE give up its replicas of CHAINs, until it is to hold them again."""
+    for chain in chains:
+        if not 0 < len(chain) <= CHAIN_LENGTH or not chain.isprintable():
+            why = f"a chain's name is 1 to {CHAIN_LENGTH} printable characters"
+            raise Fail(USAGE, f"drop-replicas {chain[:40]!r}: {why}; `qd node {node}` shows what it holds")
+    return run(_act("drop_replicas", scope, {"chains": list(dict.fromkeys(chains))}, [node]))
+
+
+@click.command()
+@nodes_argument
+@scoped(*ACTING)
+def invalidate_placement(scope: Scope, nodes: tuple[str, ...]) -> int:
+    """Have NODEs place the chains they lead anew."""
+    return run(_act("invalidate_placement", scope, {}, nodes))
+
+
 async def _act(verb: str, scope: Scope, args: Mapping[str, Any], nodes: Sequence[str]) -> int:
     from tui.ops import Aim, act_on_all
     from tui.signers import find_signer
@@ -78,11 +151,11 @@ async def _act(verb: str, scope: Scope, args: Mapping[str, Any], nodes: Sequence
         for text, status, _ in missed:
             click.echo(line_of(text, status, verb), err=True)
         if scope.more["dry_run"]:
-            return _show_radius(verb, scope, targets, missed, await _foresee(aim, verb, targets))
+            return _show_radius(verb, scope, targets, missed, await _foresee(aim, verb, targets, args))
         if targets:
             signer = await find_signer(scope.home, scope.operator_key)
             if not (scope.more["yes"] or scope.json) and on_terminal():
-                _ask(verb, targets, await _foresee(aim, verb, targets), signer.fingerprint)
+                _ask(verb, targets, await _foresee(aim, verb, targets, args), signer.fingerprint)
                 until = loop.time() + scope.more["timeout"] / 1000
             ended = await act_on_all(verb, targets, signer, args, max(0.1, until - loop.time()))
         else:
@@ -122,14 +195,33 @@ async def _aim(
     return list(targets.values()), missed
 
 
-async def _foresee(aim: Any, verb: str, targets: Sequence[Target]) -> Forecast:
+async def _foresee(aim: Any, verb: str, targets: Sequence[Target], args: Mapping[str, Any]) -> Forecast:
     """What `verb` would do, from the views through which the targets are seen."""
-    from tui.model.blast import forecast
+    from tui.model.blast import STOPPING, forecast
 
     clients = {id(t.client): t.client for t in targets}.values()
     rows = [row for client in clients for row in await aim.rows(client)]
     meshes = [row for client in clients for row in await client.meshes()]
-    return forecast(rows, [t.id for t in targets], verb, meshes=meshes)
+    daemons = await _running(targets) if verb in STOPPING else {}
+    chains = args.get("chains", ())
+    return forecast(rows, [t.id for t in targets], verb, meshes=meshes, daemons=daemons, chains=chains)
+
+
+async def _running(targets: Sequence[Target]) -> dict[str, tuple[str, ...]]:
+    """Which daemons run on the targets, as far as those tell it themselves; the others' are only counted."""
+    from tui.model.daemons import Daemons
+
+    book = Daemons()
+
+    async def one(target: Target) -> None:
+        with contextlib.suppress(QuarterdeckError):
+            page = await target.client.node(target.id)
+            if page.get("answered_by") == target.name:
+                book.learn(target.id, page.get("daemons"), 0.0)
+
+    some = [t for t in targets if ((t.row or {}).get("daemons") or {}).get("running")]
+    await asyncio.gather(*map(one, some[:NAMED_TARGETS]))
+    return book.names(0.0)
 
 
 def _show_radius(
@@ -201,10 +293,23 @@ async def _wait(
     began = loop.time()
 
     async def one(target: Target, result: dict[str, Any]) -> int:
-        reached = await wait_for(
-            scope.home, target, wanted, until - loop.time(), scope.operator_key, restarted=verb == "update"
-        )
+        failure = None
+        try:
+            reached = await wait_for(
+                scope.home,
+                target,
+                wanted,
+                until - loop.time(),
+                scope.operator_key,
+                restarted=verb == "update",
+            )
+        except Refused as why:
+            reached, failure = False, why.sentence
         result["wait"] = {"state": wanted, "reached": reached, "ms": round((loop.time() - began) * 1000)}
+        if failure is not None:
+            result["wait"]["reason"] = failure
+            click.echo(line_of(failure, FAILED, verb), err=True)
+            return FAILED
         if not reached:
             text = f"{target.name}: not {wanted} within {scope.more['timeout'] / 1000:g} s"
             click.echo(line_of(text, TIMED_OUT, verb), err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import stat
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -48,12 +49,15 @@ class Scope:
 
 
 def scoped(*more: str, reach: tuple[str, ...] = REACH) -> Callable[[F], Any]:
-    """A decorator: the command takes the common options and the declared ones named, all as one `scope`."""
+    """A decorator: the command takes the common options and the declared ones named, all as one `scope`.
+    What was written before the name of a subcommand counts for it too."""
     options = [OPTIONS[name] for name in (*more, *reach)]
 
     def decorate(command: F) -> Any:
         def wrapped(**given: Any) -> Any:
-            flags = {option.name: given.pop(option.name) for option in options}
+            above = click.get_current_context().parent
+            before = above.params if above is not None else {}
+            flags = {option.name: given.pop(option.name) or before.get(option.name) for option in options}
             home = Home.open(flags.get("home"))
             values = resolve(options, flags, home.config)
             scope = Scope(
@@ -73,8 +77,43 @@ def scoped(*more: str, reach: tuple[str, ...] = REACH) -> Callable[[F], Any]:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs one async command to its end."""
-    return asyncio.run(work)
+    """Runs one async command to its end, or until nobody reads its output any more: BrokenPipeError."""
+    return asyncio.run(_while_read(work))
+
+
+async def _while_read(work: Coroutine[Any, Any, T]) -> T:
+    """A command that follows something may have nothing to write for long, and must end with its reader all the same."""
+    task = asyncio.ensure_future(work)
+    unread = False
+
+    def gone() -> None:
+        nonlocal unread
+        unread = True
+        task.cancel()
+        if pipe is not None:
+            loop.remove_reader(pipe)
+
+    loop, pipe = asyncio.get_running_loop(), _piped_to()
+    if pipe is not None:
+        loop.add_reader(pipe, gone)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if unread:
+            raise BrokenPipeError("nobody reads stdout any more") from None
+        raise
+    finally:
+        if pipe is not None:
+            loop.remove_reader(pipe)
+
+
+def _piped_to() -> int | None:
+    """The descriptor of stdout where that is a pipe; its write end turns readable when the reader has gone."""
+    try:
+        fd = sys.stdout.fileno()
+        return fd if stat.S_ISFIFO(os.fstat(fd).st_mode) else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def say(line: str) -> None:

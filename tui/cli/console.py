@@ -119,6 +119,7 @@ async def run_app(scope: Scope, connect: Any, locator: str) -> int:
     await signer.unlock()
 
     from tui.app import QuarterdeckApp
+    from tui.elsewhere import Elsewhere
     from tui.options import ConsoleOptions
     from tui.spawning import Spawner
 
@@ -132,6 +133,7 @@ async def run_app(scope: Scope, connect: Any, locator: str) -> int:
         bookmarks=scope.home.config / "bookmarks",
         signer=signer.label(),
         spawner=Spawner(scope.home),
+        elsewhere=Elsewhere(scope.home, scope.operator_key),
     )
     app = QuarterdeckApp(connect, signer.send, options)
     status = await app.run_async()

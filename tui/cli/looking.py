@@ -14,6 +14,7 @@ from tui.cli.failures import USAGE, Fail
 
 if TYPE_CHECKING:
     from tui.client import Client
+    from tui.model.locator import Locator
 
 EVENTS_KEPT = 10_000
 REDRAW_EVERY_S = 0.5
@@ -111,14 +112,14 @@ async def _meshes(scope: Scope) -> None:
     from tui.cli.tables import meshes_table
 
     async with await scope.attach() as client:
-        rows = await _known_meshes(client, scope.mesh)
+        rows = await known_meshes(client, scope.mesh)
     if scope.json:
         document(rows)
     else:
         out(meshes_table(rows))
 
 
-async def _known_meshes(client: Client, mesh: str | None) -> list[dict[str, Any]]:
+async def known_meshes(client: Client, mesh: str | None) -> list[dict[str, Any]]:
     """Rows of the meshes that the agent knows, or of the one asked for; Refused when it doesn't know that."""
     rows = await client.meshes()
     if mesh is None:
@@ -142,7 +143,7 @@ async def _events(scope: Scope, limit: int | None) -> None:
     from tui.cli.tables import events_lines
 
     async with await scope.attach() as client:
-        await _known_meshes(client, scope.mesh)
+        await known_meshes(client, scope.mesh)
         kept = _of_mesh(
             await client.events(EVENTS_KEPT if limit is None or scope.mesh else limit), scope.mesh
         )
@@ -157,7 +158,7 @@ async def _follow(scope: Scope, limit: int | None) -> None:
     from tui.cli.tables import event_line
 
     async with await scope.attach() as client:
-        await _known_meshes(client, scope.mesh)
+        await known_meshes(client, scope.mesh)
         async for event in client.follow(EVENTS_KEPT if limit is None else limit):
             if _of_mesh([event], scope.mesh):
                 if scope.json:
@@ -183,7 +184,9 @@ def view(scope: Scope, locator: tuple[str, ...]) -> None:
 
 
 async def _view(scope: Scope, text: str) -> None:
+    from tui.cli.fleetwide import tell_silent
     from tui.cli.tables import view_table
+    from tui.model.audit import named
     from tui.model.views import VIEWS, LocatorError, parse_locator
 
     try:
@@ -194,15 +197,55 @@ async def _view(scope: Scope, text: str) -> None:
         ) from why
     spec = VIEWS[locator.view or "fleet"]
     async with await scope.attach() as client:
+        mesh = scope.mesh or locator.mesh
+        silent: dict[str, Any] = {}
         if spec.source == "rows":
-            found = await client.nodes(scope.mesh or locator.mesh)
+            found = await client.nodes(mesh)
+        elif spec.source in ("daemons", "failures", "chains", "audit"):
+            if mesh is not None:
+                await known_meshes(client, mesh)
+            silent = await getattr(client, spec.source)(mesh)
+            found = silent["rows"]
+            if spec.source == "audit":
+                found = named(found, {row["id"]: row["name"] for row in await client.nodes()})
+        elif spec.source == "logs":
+            found = await _lines(client, locator)
         elif spec.source == "meshes":
-            found = await _known_meshes(client, scope.mesh or locator.mesh)
+            found = await known_meshes(client, mesh)
         else:
-            await _known_meshes(client, scope.mesh or locator.mesh)
-            found = _of_mesh(await client.events(EVENTS_KEPT), scope.mesh or locator.mesh)
+            await known_meshes(client, mesh)
+            found = _of_mesh(await client.events(EVENTS_KEPT), mesh)
         me = client.id
+    tell_silent(silent)
     if scope.json:
         document(spec.json(found, locator))
     else:
         out(view_table(spec.table(found, locator, me=me)))
+
+
+async def _lines(client: Client, locator: Locator) -> list[dict[str, Any]]:
+    """The last lines of every log that the locator's `from:` names, with whose they are."""
+    from tui.model.logs import BACKLOG, chosen
+
+    names = chosen(locator)
+    if not names:
+        raise Fail(
+            USAGE, "view logs: no log is named; write from:NODE/DAEMON, or from:NODE for its own events"
+        )
+    found: list[dict[str, Any]] = []
+    for name in names:
+        node, _, daemon = name.partition("/")
+        target = await client.resolve(node)
+        whose = {
+            "node_id": target["id"],
+            "node": target["name"],
+            "mesh": target.get("mesh"),
+            "daemon": daemon,
+        }
+        if daemon:
+            found += [
+                {**item, **whose} async for item in client.daemon_log(str(target["id"]), daemon, BACKLOG)
+            ]
+        else:
+            found += [{**event, **whose} for event in await client.events(BACKLOG, str(target["id"]))]
+    return found

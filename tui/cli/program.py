@@ -16,28 +16,63 @@ from tui.cli.failures import FAILED, USAGE, Fail, line_of, nearest, status_of
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("agent.cli:agent", "Run a node in the foreground."),
+    "audit": (
+        "tui.cli.auditing:audit",
+        "Every op and every refusal, signed.",
+    ),
+    "operators": ("tui.cli.auditing:operators", "Who may command the mesh; grant and revoke."),
+    "append": ("tui.cli.userchains:append", "Put a record on a chain."),
+    "apply": ("tui.cli.applying:apply", "Have a mesh run what a spec file says."),
+    "chains": ("tui.cli.artifacts:chains", "What is held where."),
+    "get": ("tui.cli.artifacts:get", "Write an artifact to a file."),
+    "put": ("tui.cli.artifacts:put", "Have the mesh keep a file."),
+    "clear-avoid": ("tui.cli.acting:clear_avoid", "Have nodes forget whom they avoid."),
     "completion": ("tui.cli.here:completion", "Print the completion script of a shell."),
     "console": ("tui.cli.console:console", "Open the console."),
-    "demo": ("demo_fleet:command", "Boot a real fleet on this host and open the console on it."),
-    "doctor": ("tui.cli.doctor:doctor", "Check ports, multicast, keys, clock, journal and code."),
+    "cordon": ("tui.cli.acting:cordon", "Have nodes take nothing new."),
+    "daemons": ("tui.cli.fleetwide:daemons", "Every daemon, as its node tells it."),
+    "demo": ("demo_fleet:command", "Boot a real fleet here, with the console on it."),
+    "doctor": ("tui.cli.doctor:doctor", "Check ports, keys, clock, journal, code."),
     "drain": ("tui.cli.acting:drain", "Cordon nodes and have them finish."),
+    "drop-replicas": ("tui.cli.acting:drop_replicas", "Have a node give up replicas."),
     "events": ("tui.cli.looking:events", "What happened, as one node keeps it."),
+    "failures": ("tui.cli.fleetwide:failures", "What failed, on every node."),
     "init": ("tui.cli.here:init", "Make a mesh in this home."),
-    "logs": ("tui.cli.logs:logs", "What a node tells of itself; --follow goes on."),
-    "invite": ("tui.cli.admission:invite", "Make a token that brings a further host into a mesh."),
+    "invalidate-placement": ("tui.cli.acting:invalidate_placement", "Have nodes place their chains anew."),
+    "invite": ("tui.cli.admission:invite", "Make a token for a further host."),
     "join": ("tui.cli.admission:join", "Join a mesh with a token, in this home."),
     "kill": ("tui.cli.acting:kill", "Have nodes say goodbye and end."),
+    "logs": ("tui.cli.logs:logs", "The log of a daemon, or of a node."),
+    "maintenance": ("tui.cli.acting:maintenance", "Take nodes out of use, and back: enter, exit."),
     "meshes": ("tui.cli.looking:meshes", "The meshes that a node knows."),
     "node": ("tui.cli.looking:node", "Everything about one node."),
     "nodes": ("tui.cli.looking:nodes", "Every node that a node sees."),
     "replay": ("tui.cli.replay:replay", "Run the engine over recorded events."),
+    "restart-daemons": ("tui.cli.acting:restart_daemons", "Restart every daemon of nodes."),
     "resume": ("tui.cli.acting:resume", "Lift a drain."),
     "rotate-key": ("tui.cli.admission:rotate_key", "Give a mesh a new key, without an outage."),
     "spawn": ("tui.cli.here:spawn", "Start a node of this home in the background."),
+    "tail": ("tui.cli.userchains:tail", "The records of a chain."),
+    "uncordon": ("tui.cli.acting:uncordon", "Have nodes take new work again."),
     "update": ("tui.cli.acting:update", "Have nodes run the code on their disk."),
     "view": ("tui.cli.looking:view", "Any console view as a table."),
 }
 """Name → where the click command is, and what `qd --help` says of it without importing it."""
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Begin": ("init", "invite", "join", "agent", "spawn", "console", "demo"),
+    "Look": (
+        *("nodes", "node", "meshes", "daemons", "logs", "failures", "events", "chains", "audit", "view"),
+        "doctor",
+    ),
+    "Have a mesh run and keep": ("apply", "put", "get", "append", "tail"),
+    "Act on nodes": (
+        *("drain", "resume", "cordon", "uncordon", "maintenance", "update", "kill", "restart-daemons"),
+        *("clear-avoid", "drop-replicas", "invalidate-placement"),
+    ),
+    "Authority": ("operators", "rotate-key"),
+}
+"""How `qd --help` puts the commands in order; those that no section names come last."""
 
 LOCATOR_MARKS = ":><="
 LEADING_OPTIONS = {
@@ -86,8 +121,13 @@ class Program(click.Group):
         )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+        named = {name for names in SECTIONS.values() for name in names}
+        rest = tuple(sorted(set(COMMANDS) - named))
+        wide = max(map(len, COMMANDS))
+        for title, names in {**SECTIONS, "Besides": rest}.items():
+            with formatter.section(title):
+                rows = [(name.ljust(wide), COMMANDS[name][1]) for name in names if name in COMMANDS]
+                formatter.write_dl(rows)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         from click.shell_completion import CompletionItem

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tui.model.ages import UNKNOWN, age, clock, number, rtt, share
+from tui.model.ages import UNKNOWN, age, clock, countdown, number, rtt, share
 from tui.model.glyphs import RANK, UNICODE
 from tui.model.text import clean, pad, width
 
@@ -92,9 +92,22 @@ def row_note(row: Row) -> str:
         notes.append(reason)
     if row.get("cordoned") and row.get("state") != "draining":
         notes.append("cordoned")
+    notes += _maintenance_notes(row)
     if row.get("incompatible"):
         notes.append("speaks another wire version: update the older side")
     return "; ".join(notes)
+
+
+def _maintenance_notes(row: Row) -> list[str]:
+    """Where its maintenance stands and what is left of its deadline; of a drain only the latter."""
+    from tui.model.rows import Row as Whole
+
+    stands = Whole(row, 0.0)
+    notes = [stands.maintenance.replace("_", " ")] if stands.maintenance else []
+    left = stands.left_ms(0.0)
+    if left is not None and (notes or stands.state == "draining"):
+        notes.append(f"{countdown(left)} left" if left > 0 else f"past its deadline by {age(-left)}")
+    return notes
 
 
 def view_table(lines: Sequence[Sequence[str]]) -> str:
@@ -140,16 +153,9 @@ def event_line(event: Row) -> str:
 
 def meshes_table(rows: Sequence[Row]) -> str:
     """`qd meshes` for people: the columns of the console's view, trouble first, what is wrong in the line below."""
-    from tui.model.locator import Locator
-    from tui.model.views import VIEWS
-
-    spec = VIEWS["meshes"]
-    found = spec.select(rows, Locator("meshes"))
+    found, lines = _view("meshes", rows)
     if not found:
         return "no meshes"
-    titles, cells = spec.cells(found)
-    right = {column.title for column in spec.columns if column.right}
-    lines = table([f"{title}>" if title in right else title for title in titles], cells).split("\n")
     out = [lines[0]]
     for mesh, line in zip(found, lines[1:], strict=True):
         out.append(line)
@@ -157,6 +163,36 @@ def meshes_table(rows: Sequence[Row]) -> str:
         if reason := mesh.text("reason"):
             out.append(f"    {reason}")
     return "\n".join(out)
+
+
+def daemons_table(rows: Sequence[Row]) -> str:
+    """`qd daemons` for people: the columns of the console's view, trouble first, why in the line below."""
+    found, lines = _view("daemons", rows)
+    out = lines[:1]
+    for daemon, line in zip(found, lines[1:], strict=True):
+        out.append(f"{UNICODE.daemon(daemon.state)} {line}")
+        if why := daemon.detail(0.0):
+            out.append(f"      {why}")
+    return "\n".join([f"  {out[0]}", *out[1:]]) if found else "no daemons"
+
+
+def failures_table(rows: Sequence[Row]) -> str:
+    """`qd failures` for people: the columns of the console's view, newest first."""
+    found, lines = _view("failures", rows)
+    return "\n".join(lines) if found else "no failures"
+
+
+def _view(name: str, rows: Sequence[Row]) -> tuple[list[Any], list[str]]:
+    """The items of a view in its own order, and its table: a line of titles, then a line an item."""
+    from tui.model.locator import Locator
+    from tui.model.views import VIEWS
+
+    spec = VIEWS[name]
+    found = spec.select(rows, Locator(name))
+    titles, cells = spec.cells(found)
+    right = {column.title for column in spec.columns if column.right}
+    heads = [f"{title}>" if title in right else title for title in titles]
+    return found, table(heads, cells).split("\n") if found else []
 
 
 def node_page(page: Row) -> str:

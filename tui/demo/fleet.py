@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from agent.daemons.leftovers import end_leftovers
 from agent.founding import found_mesh
 from agent.home import Home, RunEntry
 from agent.spawn import Seat, last_words, numbered_seat, seated, start_node
@@ -52,6 +53,13 @@ while read -r pid; do pids="$pids $pid"; done
 for p in $pids; do kill -CONT "$p"; done 2>/dev/null
 sleep 3
 for p in $pids; do kill -KILL "$p"; done 2>/dev/null
+for f in "$1"/state/*/*/daemons/*/run.json; do
+  run=$(sed -n 's/.*"id":"\\([^"]*\\)".*/\\1/p' "$f")
+  for e in /proc/[0-9]*/environ; do
+    p=${e#/proc/}
+    tr '\\0' '\\n' <"$e" | grep -qxF "QD_DAEMON_RUN=$run" && kill -KILL "${p%/environ}"
+  done
+done 2>/dev/null
 rm -rf -- "$1"
 """
 """Waits for the end of its stdin, which comes early only when the demo was killed outright, and cleans up then."""
@@ -266,6 +274,8 @@ class Fleet:
             if node.process is not None and node.process.poll() is None:
                 node.process.kill()
                 node.process.wait()
+        if not self.home.running():
+            end_leftovers(self.home.state)
         if self.made_home and self.home.root is not None:
             shutil.rmtree(self.home.root, ignore_errors=True)
         if self._janitor is not None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -75,6 +76,8 @@ async def play(fleet: Fleet, tell: Callable[[str], None]) -> list[Finding]:
     plan += [
         ("an unknown operator is refused with exit 4, and the node lives", proof.stranger),
         ("drain → update → resume: same id, process and port, the trail as told", proof.cycle),
+        ("a spec is applied: its daemon runs; maintenance ends it there, exit brings it back", proof.daemon),
+        ("every op is in the audit of another node, and stock ssh-keygen verifies it", proof.audited),
         ("stopped by SIGSTOP: dead as silent; continued: alive again", proof.silence),
         ("killed by message: gone from other views as left", proof.kill),
         ("killed by signal 9: dead in other views as exited", proof.crash),
@@ -207,6 +210,66 @@ class Proof:
         if not _holds(words, ["draining", "updating", "joining", "draining"]) or words[-1] not in SETTLED:
             raise Broken(f"its trail reads {' → '.join(words)}")
         return " → ".join(words)
+
+    async def daemon(self) -> str:
+        """Applies a spec that pins a daemon to a node, puts that node into maintenance and back."""
+        target = self._here(self._fleet.plan[0][0])[-1]
+        witness = self._witnesses(target)[0]
+        with tempfile.TemporaryDirectory() as place:
+            spec = Path(place) / "fleet.toml"
+            spec.write_text(
+                f'[[daemon]]\nname = "proof"\ncommand = ["sleep", "3600"]\non = "node={target.name}"\n'
+            )
+            code, said = await self._qd("apply", str(spec), "--via", witness.name, "--json")
+        if code:
+            raise Broken(f"qd apply: exit {code}: {said}")
+
+        async def runs() -> int | None:
+            rows = (await (await self._client(witness)).daemons(target.mesh))["rows"]
+            found = next((r for r in rows if r["name"] == "proof" and r["node_id"] == target.id), None)
+            return found["pid"] if found is not None and found["state"] == "running" else None
+
+        async def running() -> bool:
+            return await runs() is not None
+
+        async def in_maintenance() -> bool:
+            return (await self._row(witness, target)).get("maintenance") == "maintenance"
+
+        await self._until(running, SOON_S, f"the daemon to run on {target.name}")
+        first = await runs()
+        await self._op("maintenance_enter", target, witness)
+        await self._until(in_maintenance, SOON_S, f"{target.name} to be in maintenance")
+        if await running():
+            raise Broken(f"{target.name} is in maintenance and still runs the daemon")
+        await self._op("maintenance_exit", target, witness)
+        await self._until(running, SOON_S, f"the daemon to run on {target.name} again")
+        return f"{target.name}: process {first}, then {await runs()}"
+
+    async def audited(self) -> str:
+        """Exports the audit from a node that took none of the ops, and has ssh-keygen verify each of them."""
+        mesh = self._fleet.plan[0][0]
+        viewer = self._here(mesh)[0]
+        if shutil.which("ssh-keygen") is None:
+            raise Broken("ssh-keygen is not installed: the audit can't be verified")
+        with tempfile.TemporaryDirectory() as place:
+            code, said = await self._qd("audit", "--export", place, "--via", viewer.name)
+            if code:
+                raise Broken(f"qd audit: exit {code}: {said}")
+            signed = sorted(Path(place).glob("*.json.sig"))
+            if not signed:
+                raise Broken("no op in the audit")
+            for signature in signed:
+                process = await asyncio.create_subprocess_exec(
+                    *("ssh-keygen", "-Y", "verify", "-I", "operator", "-n", "quarterdeck-op"),
+                    *("-f", str(Path(place) / "allowed_signers"), "-s", str(signature)),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                )
+                output, _ = await process.communicate(signature.with_suffix("").read_bytes())
+                if process.returncode:
+                    raise Broken(f"{signature.stem}: {output.decode(errors='replace').strip()}")
+        return f"{len(signed)} ops as {viewer.name} has them"
 
     async def kill(self) -> str:
         """A kill by message, signed by the fleet's operator, through another node."""

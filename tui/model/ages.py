@@ -57,6 +57,27 @@ def rtt(ms: float | None) -> str:
     return f"{ms:.0f}ms" if ms < 1000 else f"{ms / 1000:.1f}s" if ms < 100_000 else f"{ms / 1000:.0f}s"
 
 
+def size(amount: float | None) -> str:
+    """Bytes in at most nine cells: `812 B`, `1.4 KiB`, `120.0 MiB`."""
+    if amount is None:
+        return UNKNOWN
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024 or unit == "TiB":
+            break
+        amount /= 1024
+    return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def date(at_ms: float | None, year: bool = True) -> str:
+    """A Unix time in milliseconds as local `YYYY-MM-DD HH:MM:SS`, without `year` as `MM-DD HH:MM:SS`."""
+    if at_ms is None:
+        return UNKNOWN
+    try:
+        return datetime.fromtimestamp(at_ms / 1000).strftime(f"{'%Y-' if year else ''}%m-%d %H:%M:%S")
+    except (OverflowError, OSError, ValueError):
+        return UNKNOWN
+
+
 def clock(at_ms: float | None) -> str:
     """A Unix time in milliseconds as local `HH:MM:SS`."""
     if at_ms is None:

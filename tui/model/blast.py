@@ -5,13 +5,15 @@ It says only what follows from the view at hand, and how old that view is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tui.model import ages
+from tui.model.chains import Chain
 from tui.model.meshes import MeshRow
 from tui.model.rows import Row
+from tui.model.text import clean
 
 CANDIDATES = ("gateway", "console")
 """Kinds that may hold a mesh's lease, in the order in which they take it."""
@@ -20,8 +22,22 @@ VERBS = {
     "drain": "Drain {n}",
     "update": "Update {n} to the code on disk",
     "resume": "Resume {n}",
+    "cordon": "Cordon {n}",
+    "uncordon": "Uncordon {n}",
+    "maintenance_enter": "Put {n} into maintenance",
+    "maintenance_exit": "Take {n} out of maintenance",
+    "restart_daemons": "Restart all daemons of {n}",
+    "clear_avoid": "Clear the avoid list of {n}",
+    "drop_replicas": "Drop replicas of {n}",
+    "invalidate_placement": "Invalidate the placement of {n}",
 }
 """The op in words; `{n}` is `1 node` or `3 nodes`."""
+STOPPING = frozenset({"kill", "drain", "update", "maintenance_enter", "restart_daemons"})
+"""Ops that stop daemons."""
+NAMED = 4
+"""Daemons or chains that are named; the rest is counted."""
+MAINTAINED = frozenset({"entering_maintenance", "maintenance", "drain_failed"})
+"""Maintenance states in which a node is out of use, or on its way there."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +66,14 @@ def forecast(
     attached: str = "",
     now: float = 0.0,
     meshes: Iterable[MeshRow | Mapping[str, Any]] = (),
+    daemons: Mapping[str, Sequence[str]] = {},
+    chains: Sequence[str] = (),
+    holdings: Iterable[Chain] = (),
 ) -> Forecast:
     """What `verb` on the nodes `ids` would do. `rows`: the whole view, as rows or as the documents of `qd nodes`;
-    `meshes`: what is known of the meshes, as rows or as the documents of `qd meshes`."""
+    `meshes`: what is known of the meshes, as rows or as the documents of `qd meshes`; `daemons`: node id → names of
+    those that run there, where they are known; `chains`: what drop_replicas is about; `holdings`: who holds what, where
+    that is known."""
     view = [row if isinstance(row, Row) else Row(row, now) for row in rows]
     wanted = list(dict.fromkeys(ids))
     by_id = {row.id: row for row in view}
@@ -72,14 +93,33 @@ def forecast(
             left = any(r.mesh == row.mesh and r.present and r.id not in struck for r in view)
             if verb in ("kill", "update") and heir is None and (left or verb == "update"):
                 orphaned.append(row.mesh)
-    lines = [(row.name, "; ".join(filter(None, (leases.get(row.id), _effect(row, verb))))) for row in targets]
+    under, lost = _underheld(targets, holdings) if verb == "kill" else ({}, [])
+    lines = [
+        (
+            row.name,
+            "; ".join(
+                filter(
+                    None,
+                    (
+                        leases.get(row.id),
+                        _effect(row, verb, daemons.get(row.id), chains),
+                        *under.get(row.id, ()),
+                    ),
+                )
+            ),
+        )
+        for row in targets
+    ]
     lines += [(node, "not in this view: nothing is known of it") for node in unknown]
     warnings: list[str] = []
     danger = False
-    if verb in ("kill", "drain"):
+    if verb in ("kill", "drain", "maintenance_enter"):
         losses = _losses(view, targets, verb)
-        danger = verb == "kill" and bool(losses or orphaned)
+        danger = verb != "drain" and bool(losses or orphaned)
         warnings += losses
+    if lost:
+        danger = True
+        warnings.append(f"nobody left to hold {_some(lost)}")
     for name in orphaned:
         until = "" if verb == "kill" else " until it is back"
         warnings.append(f"nobody left to publish {name}: other meshes won't see it{until}")
@@ -96,6 +136,38 @@ def forecast(
     title = VERBS.get(verb, verb.capitalize() + " {n}").format(n=noun)
     reach = _reach(targets, known_meshes)
     return Forecast(title, tuple(lines), tuple(warnings), danger, count > 1 or danger, age, count, reach)
+
+
+def _underheld(
+    targets: Iterable[Row], holdings: Iterable[Chain]
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """What has too few holders once all targets are gone, said of each target that holds it: `orders 3 → 1 of 3 held`; and
+    the names of what nobody holds then. Of the chains that the mesh keeps of its own accord only their number is said."""
+    found: dict[str, list[str]] = {}
+    own: dict[str, int] = {}
+    lost = []
+    struck = {(row.mesh, row.name): row.id for row in targets if row.present}
+    counting = {row.id for row in targets if row.state != "draining"}
+    for chain in holdings:
+        of = [struck[chain.mesh, name] for name in chain.holders if (chain.mesh, name) in struck]
+        if not of or chain.held is None or chain.desired is None:
+            continue
+        after = max(0, int(chain.held) - sum(node in counting for node in of))
+        if after >= chain.desired:
+            continue
+        if chain.own:
+            own |= {node: own.get(node, 0) + 1 for node in of}
+            continue
+        for node in of:
+            found.setdefault(node, []).append(
+                f"{chain.name} {chain.held:.0f} → {after} of {chain.desired:.0f} held"
+            )
+        if not after:
+            lost.append(chain.name)
+    said: dict[str, tuple[str, ...]] = {node: (_some(names),) for node, names in found.items()}
+    for node, count in own.items():
+        said[node] = (*said.get(node, ()), f"{count} action chain{'s' * (count != 1)} of nodes under-held")
+    return said, lost
 
 
 def next_holder(view: Iterable[Row], mesh: str, struck: Collection[str] = ()) -> Row | None:
@@ -116,7 +188,7 @@ def _lease(verb: str, heir: Row | None) -> str:
     """What becomes of the lease that a target holds. Draining doesn't end it: the node goes on publishing."""
     if verb in ("kill", "update"):
         return f"lease moves to {heir.name}" if heir else "its lease falls vacant"
-    return "keeps its lease" if verb == "drain" else ""
+    return "keeps its lease" if verb in ("drain", "maintenance_enter") else ""
 
 
 def _reach(targets: Iterable[Row], meshes: Mapping[str, MeshRow]) -> str:
@@ -126,13 +198,15 @@ def _reach(targets: Iterable[Row], meshes: Mapping[str, MeshRow]) -> str:
     return "; ".join(f"{name} {path}" for name, path in paths if path)
 
 
-def _effect(row: Row, verb: str) -> str:
+def _effect(row: Row, verb: str, names: Sequence[str] | None, chains: Sequence[str]) -> str:
+    """What becomes of one target. `names`: the daemons that run there, None where only their count is known."""
     if row.state == "dead":
         return "is dead: it can't receive anything"
     if row.state == "leaving":
         return "is leaving already"
-    running = row.daemons[0] if row.daemons else 0
-    daemons = f"{running} daemon{'s' * (running != 1)} stop" + "s" * (running == 1) if running else ""
+    running = len(names) if names is not None else row.daemons[0] if row.daemons else 0
+    named = f" ({_some(names)})" if names else ""
+    daemons = f"{running} daemon{'s' * (running != 1)} stop" + "s" * (running == 1) + named if running else ""
     if verb == "kill":
         return daemons or ("its process ends; no daemons" if row.daemons else "its process ends")
     if verb == "drain":
@@ -146,10 +220,67 @@ def _effect(row: Row, verb: str) -> str:
             return "runs the code on its disk: nothing new to take"
         return "stale: takes the code on its disk" if row.stale else "takes the code on its disk"
     if verb == "resume":
+        if row.text("maintenance") in MAINTAINED:
+            return "is in maintenance: only its exit lifts that"
         return {"draining": "takes work again", "alive": "nothing to lift: is alive"}.get(
             row.state, "lifts what was set"
         )
+    if verb in ("maintenance_enter", "maintenance_exit"):
+        return _maintenance(row, verb, daemons)
+    return _quiet_effect(row, verb, running, named, chains)
+
+
+def _maintenance(row: Row, verb: str, daemons: str) -> str:
+    """What entering or exiting maintenance does to a node, from where it stands."""
+    stands = row.text("maintenance")
+    if verb == "maintenance_enter":
+        if stands == "maintenance":
+            return "is in maintenance already"
+        if stands == "entering_maintenance":
+            return "enters already: takes the new deadline"
+        moved = "its replicas move off"
+        return f"takes no new work; {daemons}, {moved}" if daemons else f"takes no new work; {moved}"
+    if stands in ("", "active"):
+        return "nothing to exit: is not in maintenance"
+    if stands in ("exiting_maintenance", "recovery"):
+        return "is on its way back already"
+    return "starts its daemons again, recovers, then is active"
+
+
+def _quiet_effect(row: Row, verb: str, running: int, named: str, chains: Sequence[str]) -> str:
+    """What an op does that leaves a node where it stands."""
+    cordoned = row.flag("cordoned")
+    if verb == "cordon":
+        if cordoned:
+            return "is cordoned already"
+        stays = (
+            f"; its {running} daemon{'s' * (running != 1)}{named} stay{'s' * (running == 1)}"
+            if running
+            else ""
+        )
+        return f"takes nothing new{stays}"
+    if verb == "uncordon":
+        if row.state == "draining":
+            return "drains: that goes on until it is resumed, or its maintenance exits"
+        return "takes new work again" if cordoned else "nothing to lift: is not cordoned"
+    if verb == "restart_daemons":
+        if not running:
+            return "no daemon runs there" if row.daemons else "stops and starts what runs there"
+        each = "stops and starts" if running == 1 else "stop and start"
+        return f"{running} daemon{'s' * (running != 1)} {each} again{named}"
+    if verb == "clear_avoid":
+        return "forgets whom it avoids; judged anew at its next tick"
+    if verb == "drop_replicas":
+        return f"gives up {_some(chains)}" if chains else "gives up the replicas named"
+    if verb == "invalidate_placement":
+        return "chains that it leads are placed anew: cooldown, pending moves and scores are forgotten"
     return ""
+
+
+def _some(names: Sequence[str]) -> str:
+    """`web, cache, +3 more`."""
+    more = [f"+{len(names) - NAMED} more"] if len(names) > NAMED else []
+    return ", ".join([*map(clean, names[:NAMED]), *more])
 
 
 def _losses(view: list[Row], targets: list[Row], verb: str) -> list[str]:

@@ -91,7 +91,7 @@ def _notes(row: Row, scene: Scene, cells: int) -> Line:
             word = scene.glyphs.lease
         size = len(word) + (1 if out else 0)
         if size > room:
-            break
+            continue
         if out:
             out.append((" ", "text"))
         out.append((word, role))
@@ -103,13 +103,17 @@ def _notes_ideal(row: Row, scene: Scene) -> int:
     return sum(len(word) + 1 for word, _, _ in marks(row, scene.me, scene.holders)) - 1
 
 
+_SHORT = {"entering_maintenance": "entering", "exiting_maintenance": "exiting", "drain_failed": "failed"}
+
+
 def _maintenance(row: Row, scene: Scene, cells: int) -> Line:
-    word = row.text("maintenance")
+    word = row.maintenance.replace("_", " ")
     left = row.left_ms(scene.now)
-    count = "" if left is None else f" {ages.countdown(left)}"
-    return (
-        [(elide(word.replace("_", " "), cells - len(count)) + count, "draining")] if word != "active" else []
-    )
+    count = f" {ages.countdown(left)}" if left is not None and left > 0 else ""
+    if width(word) > cells - len(count):
+        word = _SHORT.get(row.maintenance, word)
+    role = "dead" if row.maintenance == "drain_failed" else "draining"
+    return [(elide(word, cells - len(count), scene.glyphs.ellipsis) + count, role)] if word else []
 
 
 def _text(key: str, role: str = "text") -> tuple[RowCell, RowValue]:
@@ -155,19 +159,19 @@ FLEET: tuple[Column[Row], ...] = (
     _load("mem", "MEM", 3, "memory in use on its host"),
     _load("disk", "DISK", 7, "disk in use on its host"),
     Column(
-        "rtt", "RTT", "number", (5,), 4, _rtt, lambda r, now: r.figure("rtt_ms"),
+        "rtt", "RTT", "number", (5,), 5, _rtt, lambda r, now: r.figure("rtt_ms"),
         "round-trip time from the node you are attached to, milliseconds", right=True,
     ),
     Column(
-        "daemons", "DMN", "number", (5,), 5, _daemons, lambda r, now: None if r.daemons is None else r.daemons[0],
+        "daemons", "DMN", "number", (5,), 4, _daemons, lambda r, now: None if r.daemons is None else r.daemons[0],
         "daemons running / total", right=True, needs="daemons",
     ),
     Column(
-        "failures", "FAIL", "number", (4,), 5, _failures, lambda r, now: r.figure("failures"),
+        "failures", "FAIL", "number", (4,), 4, _failures, lambda r, now: r.figure("failures"),
         "failures in its ring", right=True, needs="failures",
     ),
     Column(
-        "maintenance", "MAINTENANCE", "word", (12, 24), 5, _maintenance, lambda r, now: r.text("maintenance"),
+        "maintenance", "MAINTENANCE", "word", (13, 26), 5, _maintenance, lambda r, now: r.text("maintenance"),
         "maintenance state with its countdown", needs="maintenance",
     ),
     _plain("build", "BUILD", "word", (12,), 8, "the code it runs"),
@@ -224,25 +228,28 @@ def detail(row: Row, now: float, mesh: MeshRow | None = None) -> str:
         return mesh.expiry(now)
     if row.state == "dead":
         return row.reason or "no longer there; how is not known"
-    if row.state == "degraded":
-        return row.reason
-    if row.state in ("draining", "updating"):
+    if row.state == "degraded" and not row.maintenance:
+        cordoned = "cordoned: takes nothing new" if row.flag("cordoned") else ""
+        return "; ".join(part for part in (row.reason, cordoned) if part)
+    if row.state in ("draining", "updating") or row.maintenance:
         parts = [row.reason] if row.reason else []
         running = row.daemons[0] if row.daemons else 0
-        if running and row.state == "draining":
+        if running and row.state == "draining" and "daemon" not in row.reason:
             parts.append(f"{running} daemon{'s' * (running != 1)} to stop")
         left = row.left_ms(now)
         if left is not None:
             parts.append(
                 f"{ages.countdown(left)} left" if left > 0 else f"past its deadline by {ages.age(-left)}"
             )
-        return ", ".join(parts)
-    return ""
+        stands = row.maintenance.replace("_", " ")
+        said = ", ".join(parts)
+        return ": ".join(part for part in (stands if stands not in said else "", said) if part)
+    return "cordoned: takes nothing new" if row.flag("cordoned") else ""
 
 
 def row_height(row: Row) -> int:
     """Lines of a row: two when it has a `detail`."""
-    if row.rank >= 4 and not row.expired:
+    if row.rank >= 4 and not row.expired and not row.maintenance and not row.flag("cordoned"):
         return 1
     return 2 if detail(row, row.received) else 1
 
@@ -296,7 +303,7 @@ EVENTS: tuple[Column[Event], ...] = (
         grows=(5,),
     ),
     Column(
-        "story", "", "text", (24, 400), 2, _story, lambda e, now: e.story or None, "source, reason, by whom",
+        "story", "", "text", (16, 400), 2, _story, lambda e, now: e.story or None, "source, reason, by whom",
         ideal=lambda e, s: width(e.story), grows=(4,),
     ),
 )  # fmt: skip

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tui.model.ages import number
+from tui.model.glyphs import RANK
 from tui.model.text import clean
 
 KEPT = 4096
-_KEYS = ("at_ms", "kind", "node", "id", "mesh", "from", "to", "source", "reason", "op_id", "by")
+_KEYS = ("at_ms", "kind", "node", "id", "mesh", "from", "to", "source", "reason", "op_id", "by", "daemon")
 
 
 class Event:
@@ -36,13 +37,22 @@ class Event:
         return clean(value)
 
     @property
+    def to_state(self) -> str:
+        """The state that it moves to; empty where it moves to none (a lease moves to a node)."""
+        to = self.text("to")
+        return to if to in RANK else ""
+
+    @property
     def move(self) -> tuple[str, str]:
-        return self.text("from"), self.text("to")
+        """(from, to) of a node's state; both empty where it is no such move."""
+        return (self.text("from"), self.to_state) if self.to_state else ("", "")
 
     @property
     def story(self) -> str:
         """What the event says beyond its kind and node: source, reason, who, and any extra field."""
-        parts = [self.text("source"), self.text("reason")]
+        to = self.text("to")
+        parts = [self.text("daemon"), f"to {to}" if to and not self.to_state else ""]
+        parts += [self.text("source"), self.text("reason")]
         by = self.text("by")
         if by:
             parts.append(f"by {by}")
@@ -58,9 +68,8 @@ class Event:
     @property
     def role(self) -> str:
         """How loud it is: a state's colour where it moves to one, else by its kind."""
-        to = self.text("to")
-        if to:
-            return to
+        if self.to_state:
+            return self.to_state
         if self.kind == "node.evicted":
             return "leaving" if self.text("source") == "left" else "dead"
         return "hot" if self.kind in _LOUD else "text"
@@ -106,6 +115,18 @@ class EventLog:
         """
         held = {_identity(event.data) for event in self.items}
         return self.extend(data for data in events if _identity(data) not in held)
+
+    def backfill(self, events: list[Mapping[str, Any]]) -> int:
+        """Takes what the agent keeps from before the first event held here, as far as there is room; how many that were."""
+        held = {_identity(event.data) for event in self.items}
+        at = next((at for at, data in enumerate(events) if _identity(data) in held), len(events))
+        if at == len(events) and self.items:
+            return 0  # they don't meet: what lies between isn't known
+        room = (self.items.maxlen or KEPT) - len(self.items)
+        older = events[max(0, at - room) : at]
+        first = self.items[0].key if self.items else self.next
+        self.items.extendleft(Event(data, first - 1 - back) for back, data in enumerate(reversed(older)))
+        return len(older)
 
     def about(self, node_id: str, limit: int = 20) -> list[Event]:
         """The last events of one node, oldest first."""

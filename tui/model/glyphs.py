@@ -36,9 +36,14 @@ class Glyphs:
     """The edge of a path that goes by relay."""
     lease: str
     """Before who holds a mesh's lease."""
+    daemons: dict[str, str]
+    """A daemon's state."""
 
     def state(self, state: str) -> str:
         return self.states.get(state, "?")
+
+    def daemon(self, state: str) -> str:
+        return self.daemons.get(state, "?")
 
 
 UNICODE = Glyphs(
@@ -66,6 +71,14 @@ UNICODE = Glyphs(
     tree="├╰│─",
     relayed="┄",
     lease="⚑",
+    daemons={
+        "starting": "○",
+        "running": "●",
+        "stopping": "▽",
+        "stopped": "□",
+        "backing_off": "↻",
+        "crash_looping": "✕",
+    },
 )
 
 ASCII = Glyphs(
@@ -93,6 +106,14 @@ ASCII = Glyphs(
     tree="|`|-",
     relayed=".",
     lease="L",
+    daemons={
+        "starting": "o",
+        "running": "*",
+        "stopping": "v",
+        "stopped": "-",
+        "backing_off": "@",
+        "crash_looping": "x",
+    },
 )
 
 SETS = {"unicode": UNICODE, "ascii": ASCII}

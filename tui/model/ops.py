@@ -121,7 +121,7 @@ class OpBook:
         """One op, wrapped: `X kill alpha.broker.52c9  done, left, 7 ms`."""
         text, role = entry.outcome(now)
         name = elide(entry.name, max(10, min(36, cells // 3)))
-        lead = f"{entry.verb} {name}  "
+        lead = f"{entry.verb.replace('_', ' ')} {name}  "
         indent = 3 + width(lead)
         first: Line = [(f" {entry.key} ", "key"), (lead, "text")]
         rest = wrap(text, max(20, cells - indent - 1))

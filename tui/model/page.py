@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tui.model import ages
+from tui.model import ages, node_sections
 from tui.model.ages import number
 from tui.model.columns import detail, load_role
 from tui.model.events import Event
@@ -15,6 +15,8 @@ from tui.model.spans import Line
 from tui.model.text import clean, elide, pad, shorten, width, wrap
 
 LABEL = 12
+_ELSEWHERE = ("lease.", "mesh.")
+"""Kinds of events that say nothing about why a node is in its state."""
 
 
 def fact(label: str, value: str, cells: int, role: str = "text") -> list[Line]:
@@ -136,7 +138,7 @@ def pane(row: Row, fleet: Fleet, now: float, cells: int, glyphs: Glyphs = UNICOD
     """The pane beside the fleet: what the view holds about one node, nothing asked for."""
     lines = head(row, fleet, now, cells, glyphs)
     lines += [[], *vitals(row, now, cells, glyphs), [], *facts(row, fleet, now, cells)]
-    about = fleet.events.about(row.id, 8)
+    about = [e for e in fleet.events.about(row.id, 12) if not e.kind.startswith(_ELSEWHERE)][-8:]
     lines += [[], section("what led here", cells, glyphs)]
     return lines + (history(about, cells, glyphs) or [[(" no event about it is held here", "soft")]])
 
@@ -145,47 +147,119 @@ def node_page(
     row: Row | None, doc: Mapping[str, Any] | None, doc_age_ms: float | None, error: str, fleet: Fleet, now: float,
     cells: int, glyphs: Glyphs = UNICODE,
 ) -> list[Line]:  # fmt: skip
-    """The page of a node: its row, live, and the document that was asked for, with its age."""
+    """The page of a node: its row, live, and the document that was asked for, with its age. What is under way and what
+    waits comes first; where there is room, what the node is stands beside what happens to it."""
     if row is None:
         return [
             [],
             [(" This node is no longer in the view: it said goodbye, or its row has expired.", "text")],
             [(" Esc", "key"), (" goes back; Events tells what became of it", "soft")],
         ]
-    lines = head(row, fleet, now, cells, glyphs)
-    lines += [[], section("vitals", cells, glyphs), *vitals(row, now, cells, glyphs)]
-    lines += [[], section("facts", cells, glyphs), *facts(row, fleet, now, cells)]
-    lines += [[], section("why it is in this state", cells, glyphs)]
     told = doc or {}
-    why = [Event(event, at) for at, event in enumerate(_maps(told.get("why")))]
-    held = why or fleet.events.about(row.id, 12)
-    lines += history(held, cells, glyphs) or [[(" no event about it is held", "soft")]]
+    top = head(row, fleet, now, cells, glyphs) + node_sections.backpressure(told, cells)
     if error:
-        lines += [[], [(f" {shorten(error, cells - 2)}", "error")], [(" F5", "key"), (" asks again", "soft")]]
-    if doc is None:
-        return lines + ([] if error else [[], [(" asking for the rest…", "soft")]])
-    answered = clean(told.get("answered_by")) or ages.UNKNOWN
-    age = (number(told.get("age_ms")) or 0.0) + (doc_age_ms or 0.0)
-    itself = answered == row.name
-    lines += [[], section("as the node tells it" if itself else f"as {answered} knows it", cells, glyphs)]
-    lines.append([(f" answered by {answered}, {ages.age(age)} old", "soft")])
-    for title, key, none in _SECTIONS:
-        lines += [[], section(title, cells, glyphs)]
-        said = none if itself else f"nothing that {answered} knows of"
-        lines += _items(told.get(key), cells) or [[(f" {said}", "soft")]]
+        top += [[], [(f" {shorten(error, cells - 2)}", "error")], [(" F5", "key"), (" asks again", "soft")]]
+    elif doc is None:
+        top += [[], [(" asking for the rest…", "soft")]]
+    beside = cells >= BESIDE
+    left_cells = BESIDE_LEFT if beside else cells
+    right_cells = cells - left_cells - 2 if beside else cells
+    passed_ms = doc_age_ms or 0.0
+    here, rest = _told_sections(row, told, passed_ms, right_cells, glyphs, doc is not None)
+    why = [Event(event, at) for at, event in enumerate(_maps(told.get("why")))]
+    about = [e for e in why or fleet.events.about(row.id, 12) if not e.kind.startswith(_ELSEWHERE)]
+    led = history(about, right_cells, glyphs) or [[(" no event about it is held", "soft")]]
+    here += [[], section("why it is in this state", right_cells, glyphs), *led]
+    what = [[], section("vitals", left_cells, glyphs), *vitals(row, now, left_cells, glyphs)]
+    what += [[], section("facts", left_cells, glyphs), *facts(row, fleet, now, left_cells)]
+    if doc is not None:
+        what += _standing(row, told, passed_ms, left_cells)
+    if beside:
+        return top + side_by_side(what, here + rest, left_cells)
+    return top + here + what + rest
+
+
+BESIDE, BESIDE_LEFT = 130, 58
+"""From this width on a page has two columns, the left one this wide."""
+
+
+def side_by_side(left: list[Line], right: list[Line], left_cells: int) -> list[Line]:
+    """Two columns of lines as one."""
+    lines: list[Line] = []
+    for at in range(max(len(left), len(right))):
+        line = list(left[at]) if at < len(left) else []
+        blank = left_cells + 2 - sum(width(text) for text, _ in line)
+        lines.append([*line, (" " * blank, "text"), *right[at]] if at < len(right) and right[at] else line)
     return lines
 
 
-_SECTIONS = (
-    ("what it wants next", "wants", "nothing: what is, is what should be"),
-    ("held back by", "held_back", "nothing"),
-    ("local maintenance", "local_maintenance", "none"),
-    ("peers", "peers", "none"),
-    ("avoid list", "avoid_list", "empty: it avoids nobody"),
-    ("recently emitted", "recently_emitted", "nothing"),
-    ("recent failures", "recent_failures", "none"),
-    ("stats", "stats", "none"),
-)
+def _standing(row: Row, told: Mapping[str, Any], passed_ms: float, cells: int) -> list[Line]:
+    """Who told the document, how old it is, and what of it is as it should be, in a line each."""
+    by = clean(told.get("told_by")) or clean(told.get("answered_by")) or ages.UNKNOWN
+    age = ages.age((number(told.get("age_ms")) or 0.0) + passed_ms)
+    itself = by == row.name
+    last = told.get("last_vitals")
+    if last is not None:
+        lines = fact("told by", f"the replica of its chain on {by}, {age} old", cells)
+        loads = [
+            f"{label} {ages.share(number(last.get(key)))}"
+            for key, label in (("cpu", "cpu"), ("mem", "memory"), ("disk", "disk"))
+            if isinstance(last, Mapping) and number(last.get(key)) is not None
+        ]
+        return lines + fact("last loads", ", ".join(loads), cells)
+    lines = fact(
+        "told by",
+        f"the node itself, {age} old" if itself else f"{by}, {age} old: the node itself was not heard",
+        cells,
+    )
+    if not itself:
+        return lines
+    quiet = (
+        ("maintenance", node_sections.maintenance(told, passed_ms, cells), "active: neither drained nor in maintenance"),
+        ("wants", told.get("wants"), "nothing: what is, is what should be"),
+        ("held back", told.get("held_back"), "nothing"),
+        ("replicas", told.get("replicas"), "none"),
+        ("avoids", told.get("avoid_list"), "nobody"),
+        ("failed", told.get("recent_failures"), "nothing lately"),
+    )  # fmt: skip
+    for label, content, none in quiet:
+        lines += [] if content else fact(label, none, cells)
+    return lines
+
+
+def _told_sections(
+    row: Row, told: Mapping[str, Any], passed_ms: float, cells: int, glyphs: Glyphs, known: bool
+) -> tuple[list[Line], list[Line]]:
+    """What the document tells, in sections of what there is: what is under way, and then the rest."""
+    if not known:
+        return [], []
+    first = (
+        ("maintenance", node_sections.maintenance(told, passed_ms, cells)),
+        ("what it wants next", node_sections.wants(told, passed_ms, cells)),
+        ("held back by", node_sections.held_back(told, passed_ms, cells)),
+        ("daemons", node_sections.daemons(told, passed_ms, cells, glyphs)),
+    )
+    emitted = told.get("recently_emitted")
+    then = (
+        ("recent failures", node_sections.failures(told, passed_ms, cells, glyphs)),
+        ("replicas", node_sections.replicas(told, cells, glyphs)),
+        ("avoid list", _items(told.get("avoid_list"), cells)),
+        ("recently emitted", _items(emitted, cells) if emitted != told.get("wants") else []),
+        ("peers", node_sections.peers(told, cells, glyphs)),
+        ("stats", node_sections.stats(told, cells)),
+    )
+    old = number(told.get("age_ms")) if "last_vitals" in told else None
+    ago = "" if old is None else f", as of {ages.age(old + passed_ms)} ago"
+    here, rest = (
+        [
+            line
+            for title, content in made
+            if content
+            for line in ([], section(title + ago, cells, glyphs), *content)
+        ]
+        for made in (first, then)
+    )
+    return here, rest
 
 
 def _maps(value: object) -> list[Mapping[str, Any]]:

@@ -63,6 +63,8 @@ class Row:
         self.expired = data.get("expired") is True
         # Of an expired mesh nothing is known, which is less than a death that somebody saw.
         self.rank = RANK["joining"] if self.expired else RANK.get(self.state, 0)
+        if self.maintenance == "drain_failed" and not self.expired:
+            self.rank = min(self.rank, RANK["degraded"])
         self._search: str | None = None
         self.version += 1
         given = data.get("history")
@@ -124,6 +126,12 @@ class Row:
             if until is not None:
                 return until - (now - self.received) * 1000
         return None
+
+    @property
+    def maintenance(self) -> str:
+        """Its maintenance state; empty while that is active or unknown."""
+        state = clean(self.data.get("maintenance"))
+        return "" if state == "active" else state
 
     @property
     def remote(self) -> bool:
@@ -265,6 +273,8 @@ class Fleet:
         self.directory = Meshes()
         self.me: dict[str, Any] = {}
         self.counters: dict[str, int] = {}
+        self.counted_at: float | None = None
+        """When a counter was last seen to grow."""
         self.counts: Counter[tuple[str, str]] = Counter()
         """(mesh, state) → nodes."""
         self._counted = 0
@@ -314,11 +324,14 @@ class Fleet:
             change.moved |= self.directory.fold(frame["meshes"], now)
         counters = frame.get("counters")
         if isinstance(counters, Mapping):
+            before = dict(self.counters)
             if change.full:
                 self.counters = {}
             for code, count in counters.items():
                 if (figure := number(count)) is not None:
                     self.counters[clean(code)] = int(figure)
+            if self.counters != before:
+                self.counted_at = now
         return change
 
     def started(self, data: Doc, now: float) -> Change:

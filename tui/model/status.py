@@ -10,7 +10,7 @@ from tui.model.spans import Line
 from tui.model.text import clean, elide, width
 
 NOTICE_MS = 600_000
-"""How long an event of the wire is news."""
+"""How long an event of the wire, or input that was refused, is news."""
 
 
 def state_counts(fleet: Fleet, mesh: str | None, glyphs: Glyphs = UNICODE) -> Line:
@@ -106,7 +106,7 @@ def notices(fleet: Fleet, wall_ms: float, update_key: str = "u", now: float = 0.
         nodes = "1 node runs" if stale == 1 else f"{stale} nodes run"
         found.append(f"{nodes} stale code: {update_key} takes the code on disk")
     total, codes = fleet.refused()
-    if total:
+    if total and (fleet.counted_at is None or (now - fleet.counted_at) * 1000 <= NOTICE_MS):
         found.append(
             f"refused or dropped {total}: " + ", ".join(f"{code} {count}" for code, count in codes[:4])
         )

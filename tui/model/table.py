@@ -32,6 +32,8 @@ class Scene:
     """The mesh of the attached node."""
     holders: Collection[str] = ()
     """Ids of the nodes that hold a mesh's lease."""
+    find: str = ""
+    """What is searched for, to be told apart."""
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tui.model import columns, mesh_columns, meshes
+from tui.model import audit, chains, columns, daemon_columns, daemons, failures, logs, mesh_columns, meshes
 from tui.model.events import Event
 from tui.model.locator import Locator, LocatorError, check, parse
 from tui.model.rows import Row, rows_of
 from tui.model.spans import plain
 from tui.model.table import Column, Scene, Table
 
-Source = Literal["rows", "events", "meshes"]
+Source = Literal["rows", "events", "meshes", "daemons", "chains", "failures", "audit", "logs"]
 Docs = Iterable[Mapping[str, Any]]
 
 
@@ -42,6 +42,26 @@ _STUFF: dict[Source, _Stuff] = {
         meshes.rows_of, lambda m: m.search, lambda m: {}, mesh_columns.mesh_key, mesh_columns.mesh_height,
         lambda found, me: mesh_columns.mesh_facts(found),
     ),
+    "daemons": _Stuff(
+        daemons.rows_of, lambda d: d.search, lambda d: {}, daemons.daemon_key, daemons.daemon_height,
+        lambda found, me: daemon_columns.daemon_facts(found),
+    ),
+    "chains": _Stuff(
+        chains.rows_of, lambda c: c.search, lambda c: {}, chains.chain_key, chains.chain_height,
+        lambda found, me: chains.chain_facts(found),
+    ),
+    "audit": _Stuff(
+        audit.rows_of, lambda e: e.search, lambda e: {}, lambda e: e.key, lambda e: 1,
+        lambda found, me: audit.audit_facts(found),
+    ),
+    "failures": _Stuff(
+        failures.rows_of, lambda f: f.search, lambda f: {}, lambda f: f.key, lambda f: 1,
+        lambda found, me: failures.failure_facts(found),
+    ),
+    "logs": _Stuff(
+        logs.lines_of, lambda n: n.search, lambda n: {}, lambda n: n.key, lambda n: 1,
+        lambda found, me: logs.log_facts(found),
+    ),
 }  # fmt: skip
 
 
@@ -53,9 +73,11 @@ class ViewSpec:
     key: str
     title: str
     source: Source
-    """What the headless twin needs: `nodes`, `events` or `meshes` of an agent."""
+    """What the headless twin asks an agent for: a call of the client of that name; `rows` are its nodes."""
     columns: tuple[Column[Any], ...]
     hidden: tuple[Column[Any], ...] = ()
+    about: str = ""
+    """What it shows, for help."""
 
     def new_table(self) -> Table[Any]:
         """An empty table of this view."""
@@ -98,12 +120,43 @@ def _cell(column: Column[Any], item: Any, scene: Scene) -> str:
 VIEWS: dict[str, ViewSpec] = {
     view.name: view
     for view in (
-        ViewSpec("fleet", "1", "Fleet", "rows", columns.FLEET, columns.FLEET_HIDDEN),
-        ViewSpec("map", "2", "Map", "rows", columns.FLEET, columns.FLEET_HIDDEN),
-        ViewSpec("meshes", "3", "Meshes", "meshes", mesh_columns.MESHES, mesh_columns.MESHES_HIDDEN),
-        ViewSpec("events", "7", "Events", "events", columns.EVENTS, columns.EVENTS_HIDDEN),
+        ViewSpec(
+            "fleet", "1", "Fleet", "rows", columns.FLEET, columns.FLEET_HIDDEN, "every node, trouble first",
+        ),
+        ViewSpec(
+            "map", "2", "Map", "rows", columns.FLEET, columns.FLEET_HIDDEN,
+            "meshes and nodes, with the paths measured between them",
+        ),
+        ViewSpec(
+            "meshes", "3", "Meshes", "meshes", mesh_columns.MESHES, mesh_columns.MESHES_HIDDEN,
+            "who publishes each mesh, and how it stands",
+        ),
+        ViewSpec(
+            "daemons", "4", "Daemons", "daemons", daemon_columns.DAEMONS, daemon_columns.DAEMONS_HIDDEN,
+            "what runs where, and how it is",
+        ),
+        ViewSpec(
+            "chains", "5", "Chains", "chains", chains.CHAINS, chains.CHAINS_HIDDEN,
+            "what the mesh keeps, and who holds it",
+        ),
+        ViewSpec(
+            "failures", "6", "Failures", "failures", failures.FAILURES, failures.FAILURES_HIDDEN,
+            "what failed, also on dead nodes",
+        ),
+        ViewSpec(
+            "events", "7", "Events", "events", columns.EVENTS, columns.EVENTS_HIDDEN,
+            "what happened, and the fleet as it was then",
+        ),
+        ViewSpec(
+            "audit", "8", "Audit", "audit", audit.AUDIT, audit.AUDIT_HIDDEN,
+            "every op on record, with its outcome and signature",
+        ),
+        ViewSpec(
+            "logs", "9", "Logs", "logs", logs.LOGS, logs.LOGS_HIDDEN,
+            "the lines of daemons and nodes, side by side",
+        ),
     )
-}
+}  # fmt: skip
 """A new view is a line here, its model, and a file in tui/screens."""
 
 

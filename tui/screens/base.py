@@ -48,6 +48,13 @@ class View(Container, can_focus=False, inherit_bindings=False):
     def set_locator(self, locator: Locator) -> None:
         """Narrows and orders; LocatorError leaves the view as it was."""
 
+    def left(self) -> None:
+        """Another view is shown from now on."""
+
+    def log_names(self) -> list[str]:
+        """NODE or NODE/DAEMON of every log that is marked here."""
+        return []
+
     def folded(self, change: Change) -> None:
         """The model has changed."""
 

@@ -202,6 +202,9 @@ class FleetView(TableBased):
     def targets(self) -> list[Row]:
         return self.table.targets()
 
+    def log_names(self) -> list[str]:
+        return [row.name for row in self.table.targets()] if self.table.marks else []
+
     def folded(self, change: Change) -> None:
         now = self.deck.now()
         if change.full or change.moved:
@@ -235,7 +238,7 @@ class FleetView(TableBased):
 
     def title(self, cells: int) -> Line:
         table, fleet = self.table, self.deck.fleet
-        mesh = table.locator.mesh or self.deck.options.mesh
+        mesh = table.locator.mesh
         total, shown = len(table.items), len(table.order)
         left: Line = [(" fleet", "title")]
         if mesh:

@@ -134,6 +134,9 @@ class MapView(View):
             return [row for row in self.table.targets() if row is not None]
         return super().targets()
 
+    def log_names(self) -> list[str]:
+        return [row.name for row in self.table.targets()] if self.table.marks else []
+
     def hidden_marks(self) -> int:
         return len(self.table.marks - set(self.table.order))
 
@@ -189,7 +192,7 @@ class MapView(View):
     def title(self, cells: int) -> Line:
         deck = self.deck
         left: Line = [(" map", "title")]
-        mesh = self.table.locator.mesh or deck.options.mesh
+        mesh = self.table.locator.mesh
         if mesh:
             left.append((f" @{mesh}", "accent"))
         if self.table.locator.terms:

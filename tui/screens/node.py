@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tui.app import QuarterdeckApp
 
 ASK_EVERY_S = 2.0
-MOST_CELLS = 120
+MOST_CELLS = 180
 
 
 class NodeView(View):
@@ -54,6 +54,10 @@ class NodeView(View):
 
     def row(self) -> Row | None:
         return self.deck.fleet.rows.get(self.deck.node_id)
+
+    def log_names(self) -> list[str]:
+        row = self.row()
+        return [row.name] if row else []
 
     def folded(self, change: Change) -> None:
         if change.full:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from tui.actions import GROUPS, Action, Keymap, key_sign
 from tui.model.ages import duration_ms
 from tui.model.blast import Forecast, age_text
+from tui.model.daemons import ROLES as DAEMON_ROLES
+from tui.model.glyphs import SETS
 from tui.model.lineedit import LineEdit
 from tui.model.ops import OpBook
 from tui.model.spans import Line
@@ -155,6 +157,8 @@ class Help(Dialog):
             "text",
             "  ",
         )
+        if signs := self._signs():
+            lines += [[], [("Signs", "title")], *signs]
         if self._columns:
             lines += [[], [("Columns of this view", "title")]]
             for name, about in self._columns:
@@ -162,6 +166,18 @@ class Help(Dialog):
                 lines.append([("  ", "text"), (pad(name, 13), "name"), (" ", "text"), (parts[0], "text")])
                 lines += [[(" " * 16, "text"), (part, "text")] for part in parts[1:]]
         return lines
+
+    def _signs(self) -> list[Line]:
+        """What stands before a row: a node's state, or a daemon's."""
+        glyphs = SETS["ascii" if self._ascii else "unicode"]
+        if self._view == "daemons":
+            return [
+                [(f"  {sign}  ", DAEMON_ROLES.get(state, "text")), (state.replace("_", " "), "text")]
+                for state, sign in glyphs.daemons.items()
+            ]
+        if self._view in ("fleet", "map", "events"):
+            return [[(f"  {sign}  ", state), (state, "text")] for state, sign in glyphs.states.items()]
+        return []
 
     def foot(self, cells: int) -> list[Line]:
         return [
@@ -253,6 +269,61 @@ class OpList(Dialog):
 
     def key(self, key: str, character: str | None) -> bool:
         return key not in ("escape", "enter", "q", "o")
+
+
+class Pick(Dialog):
+    """A list to take any number from: Space takes, Enter goes on with what was taken."""
+
+    wish = 84
+
+    def __init__(self, title: str, items: list[tuple[str, str]], done: Callable[[list[str]], None]) -> None:
+        """`items`: (what it is, what is known of it)."""
+        self.title = title
+        self._items = items
+        self._done = done
+        self.taken: set[str] = set()
+        self.at = 0
+        self.error = ""
+
+    def body(self, cells: int) -> list[Line]:
+        self.cursor_line = self.at
+        wide = min(max(width(name) for name, _ in self._items), max(12, cells - 24))
+        lines: list[Line] = []
+        for at, (name, about) in enumerate(self._items):
+            sign = "[x] " if name in self.taken else "[ ] "
+            line: Line = [(sign, "key"), (pad(elide(name, wide), wide), "name")]
+            line += [("  ", "text"), (shorten(about, max(1, cells - wide - 6)), "soft")]
+            lines.append(chosen(line) if at == self.at else line)
+        return lines
+
+    def foot(self, cells: int) -> list[Line]:
+        lines: list[Line] = [[]]
+        if self.error:
+            lines += _paragraph(self.error, cells, "error")
+        keys = (("Space", " takes   "), ("*", " all   "), ("Enter", f" goes on with {len(self.taken)}   "))
+        return [
+            *lines,
+            [p for key, said in keys for p in ((key, "key"), (said, "text"))]
+            + [("Esc", "key"), (" leaves it", "text")],
+        ]
+
+    def key(self, key: str, character: str | None) -> bool:
+        if key == "escape":
+            return False
+        self.error = ""
+        if key in ("up", "down", "k", "j"):
+            self.at = max(0, min(len(self._items) - 1, self.at + (1 if key in ("down", "j") else -1)))
+        elif key == "space":
+            self.taken ^= {self._items[self.at][0]}
+        elif character == "*":
+            every = {name for name, _ in self._items}
+            self.taken = set() if self.taken == every else every
+        elif key == "enter":
+            if self.taken:
+                self._done([name for name, _ in self._items if name in self.taken])
+                return False
+            self.error = "nothing is taken: Space takes the one under the cursor"
+        return True
 
 
 class Choice(Dialog):

@@ -55,6 +55,7 @@ class TableView(Sheet, can_focus=False, inherit_bindings=False):
         self.me: Callable[[], str] = lambda: ""
         self.here: Callable[[], str] = lambda: ""
         self.holders: Callable[[], Collection[str]] = tuple
+        self.find: Callable[[], str] = str
         self.glyphs: Glyphs = UNICODE
         self._painted: dict[int, tuple[Line, str]] = {}
         self._made: dict[int, tuple[Line, str]] = {}
@@ -74,6 +75,7 @@ class TableView(Sheet, can_focus=False, inherit_bindings=False):
         rows = [self.table.items[node] for node in self.table.order[:SAMPLE]]
         self.scene = Scene(
             self.clock(), self.me(), self.table.locator.mesh, self.glyphs, self.facts(rows), self.here(), self.holders(),
+            self.find(),
         )  # fmt: skip
         width = self.cells
         self.placed = layout(self.table.columns, width, self.scene, rows, gap=2 if width >= 110 else 1)
@@ -88,7 +90,7 @@ class TableView(Sheet, can_focus=False, inherit_bindings=False):
         if self.table.revision != self._revision or self.cells != self._drawn_width:
             self.relayout()
             return
-        self.scene = replace(self.scene, now=self.clock(), holders=self.holders())
+        self.scene = replace(self.scene, now=self.clock(), holders=self.holders(), find=self.find())
         width = self.cells
         for y in range(self.size.height):
             made = self._line(y)
