@@ -38,7 +38,7 @@ from discovery.lifecycle import Evidence
 if TYPE_CHECKING:
     from agent.node import Node
 
-COMMIT_WAIT_S = 0.5
+COMMIT_WAIT_S = 1.5
 """How long an op waits for a second node to have it; it is done all the same, and told as recorded here alone."""
 LAST_WAIT_S = 0.3
 JOURNAL_ROWS = 50_000

@@ -15,6 +15,8 @@ from tests.fleet.test_chains import applied, audit, op
 from tui.client import Client
 
 pytestmark = pytest.mark.fleet
+RECORDED = ("replicated", "local")
+"""Local where the other holder took longer than an op waits for it; that both have it is looked at by `tail`."""
 
 NO_TIMER = ("--suspicion-ms", "120000")
 SPEC = b'[[chain]]\nname = "log"\nreplicas = 2\n'
@@ -54,14 +56,14 @@ def test_chain_of_the_spec_is_appended_to_read_everywhere_and_whole_after_a_hold
     holders = [node for node in nodes if node is not away]
     for number in range(4):
         answer = appended(fleet, holders[number % 2], b"record %d\n" % number)
-        assert (answer["result"], answer["recorded"]) == ("done", "replicated"), answer
+        assert answer["result"] == "done" and answer["recorded"] in RECORDED, answer
     refused = appended(fleet, away, b"no")
     assert (refused["result"], refused["code"]) == ("refused", "not_held")
     assert all(holder.name in refused["reason"] for holder in holders)
     (tmp_path / "record").write_bytes(b"\xff\x00")
     done = fleet.qd("append", "log", str(tmp_path / "record"), "--via", away.name, "--json")
     (result,) = json.loads(done.stdout)
-    assert (result["result"], result["target"], result["recorded"]) == ("done", held["leader"], "replicated")
+    assert (result["result"], result["target"]) == ("done", held["leader"]) and result["recorded"] in RECORDED
     told = tail(fleet, away)
     assert [found.get("text") for found in told] == [*(f"record {n}\n" for n in range(4)), None]
     assert told[4]["base64"] == "/wA=" and all(found["verified"] for found in told)

