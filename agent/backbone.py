@@ -136,7 +136,7 @@ class Backbone:
             await contacts.close()
 
     def _held(self, now: float) -> list[tuple[SignedSummary, float]]:
-        mine = self._meshes.published(now)
+        mine = self._meshes.publishing.newest
         return [*([mine] if mine else []), *self._meshes.directory.held(now)]
 
     def _on_effect(self, effect: Effect) -> None:
@@ -247,7 +247,7 @@ class Backbone:
             me=self._node.identity.id,
             on_summary=self._on_summary,
             on_status=self._on_status,
-            may_take=self._meshes.may_take,
+            may_take=self._meshes.publishing.may_take,
         )
         self._run(self._nats.start())
 

@@ -19,6 +19,7 @@ from agent.chain import audit
 from agent.chain.adminchain import AdminChain
 from agent.chain.adminstate import AdminState
 from agent.chain.adminstate import Spec as SpecInForce
+from agent.chain.auditing import Auditing
 from agent.chain.feeds import FeedStore
 from agent.chain.holding import HOLDERS, node_chain
 from agent.chain.journalfeed import JournalFeed
@@ -32,7 +33,7 @@ from agent.opmessage import Op, suffices
 from agent.spec.model import FleetSpec
 from agent.spec.reading import read_spec
 from discovery.errors import LocalError, Refused
-from discovery.identity import id_text, node_id
+from discovery.identity import id_text
 from discovery.lifecycle import Evidence
 
 if TYPE_CHECKING:
@@ -41,17 +42,14 @@ if TYPE_CHECKING:
 COMMIT_WAIT_S = 1.5
 """How long an op waits for a second node to have it; it is done all the same, and told as recorded here alone."""
 LAST_WAIT_S = 0.3
-JOURNAL_ROWS = 50_000
 LOOK_EVERY_S = 5.0
 SAVE_EVERY_S = 60.0
 DEAD_KEPT_S = 24 * 3600.0
-NODE_ID = re.compile(r"[0-9a-f]{16}")
+NODE_ID = re.compile(r"\b[0-9a-f]{16}\b")
 GENESIS = "genesis roster"
 """No chain; what the mark of the roster is told under."""
 OTHERS_MAX = 10_000
 LISTED = 8
-PUT = "put"
-"""What the audit calls an artifact that was put."""
 
 
 class Chains:
@@ -61,7 +59,8 @@ class Chains:
         self._node = node
         self._on_spec = on_spec
         me, mesh = node.identity.id, node.settings.mesh
-        self.store = FeedStore(node.place / "chains.db", node.identity, mesh)
+        self.store = FeedStore(node.place.path / "chains.db", node.identity, mesh)
+        self.journal = JournalFeed(node.journal, node.identity.pub, node_chain(me))
         self.replicas = Replicating(
             self.store,
             me=me,
@@ -69,7 +68,7 @@ class Chains:
             call=lambda member, method, params, timeout_s: node.contacts.call(
                 member, method, params, timeout_s
             ),
-            journal=JournalFeed(node.journal, node.identity.pub, node_chain(me)),
+            journal=self.journal,
         )
         self.users = UserChains(
             self.replicas,
@@ -86,10 +85,13 @@ class Chains:
         self._other_genesis: set[int] = set()
         """Members whose mesh began with another roster than this node's."""
         self.admin = AdminChain(self.store, self.replicas, node.identity, mesh, genesis)
+        self.audit = Auditing(self.admin, self.store, node.journal, own=node_chain(me), me=me)
         self.spec = FleetSpec()
         """In force here."""
         self.spec_of: SpecInForce | None = None
         self._unread: SpecInForce | None = None
+        self._meant: SpecInForce | None = None
+        """By the admin chain, whether its content is here and can be read or not."""
         self._look_at: asyncio.Event = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -106,14 +108,22 @@ class Chains:
             both.create_task(self.users.run())
 
     async def _folding(self) -> None:
-        """Folds what is new as it comes; and once in a while all the same, as records dated ahead come to count."""
+        """Folds what is new as it comes; and once in a while all the same, as records dated ahead come to count. Tells
+        each problem once."""
         saved_at = time.monotonic()
+        told: list[str] = []
         while True:
+            problems = self._problems_of_store()
+            for problem in problems:
+                if problem not in told:
+                    self._node.events.emit("chains.damaged", reason=problem)
+            told = problems
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._look_at.wait()
             self._look_at.clear()
             self._look_at_spec(await self.admin.catch_up())
+            self.audit.forget()
             if time.monotonic() - saved_at >= SAVE_EVERY_S:
                 saved_at = time.monotonic()
                 await self.admin.save()
@@ -166,7 +176,7 @@ class Chains:
         return str(operator.comment)
 
     def _look_at_spec(self, state: AdminState) -> None:
-        wanted = state.spec
+        wanted = self._meant = state.spec
         if (
             wanted is None and self.spec_of is not None
         ):  # what was in force is void, and there was none before it
@@ -179,7 +189,7 @@ class Chains:
         if content is None:
             return  # it is fetched again, and looked at when it comes
         try:
-            spec = read_spec(content.decode("utf-8", "replace"))
+            spec = read_spec(content.decode("utf-8", "replace"), in_force=True)
         except LocalError as why:
             self._unread = wanted
             self._node.events.emit("spec.unreadable", op_id=wanted.op_id, by=wanted.by, reason=str(why))
@@ -187,6 +197,12 @@ class Chains:
         self.spec, self.spec_of = spec, wanted
         self._node.events.emit("spec.applied", op_id=wanted.op_id, by=wanted.by)
         self._on_spec(spec)
+
+    @property
+    def spec_missing(self) -> bool:
+        """Whether this node knows that there is a spec, and none that it could act by: the content has not come yet, or
+        it was written for a later build."""
+        return self._meant is not None and self.spec_of is None
 
     # --- committing
 
@@ -243,27 +259,8 @@ class Chains:
 
     # --- looking
 
-    def audit(self, *, with_bytes: bool = False) -> list[dict[str, Any]]:
-        """Every op and every refusal that is known here, oldest first; nodes by name."""
-        node = self._node
-        journals: dict[str, Any] = {id_text(node.identity.id): node.journal.tail(JOURNAL_ROWS)}
-        for chain in self.store.chains():
-            if chain.startswith(NODE_CHAIN):
-                for feed in self.store.feeds(chain):
-                    held = self.store.records(chain, feed.writer)
-                    journals[id_text(node_id(feed.writer))] = (stored.record for stored in held)
-        rows = audit.rows(self.admin.judged(), journals, with_bytes=with_bytes)
-        return [self._by_name(row) for row in rows]
-
-    def own_refusals(self, *, with_bytes: bool = False) -> list[dict[str, Any]]:
-        """What this node refused, and what it took that is not on the admin chain: puts and appends. Oldest first."""
-        me = id_text(self._node.identity.id)
-        rows = audit.rows((), {me: self._node.journal.tail(JOURNAL_ROWS)}, with_bytes=with_bytes)
-        return [
-            self._by_name(row) for row in rows if row["result"] == "refused" or row["op"] in (PUT, APPEND)
-        ]
-
-    def _by_name(self, row: dict[str, Any]) -> dict[str, Any]:
+    def by_name(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row of an audit with names for ids."""
         for key in ("target", "node"):
             if isinstance(text := row[key], str) and NODE_ID.fullmatch(text):
                 row[key] = self._node.name_of(int(text, 16))
@@ -316,6 +313,23 @@ class Chains:
                 }
             )
         return shown
+
+    def unheld(self) -> list[dict[str, Any]]:
+        """Rows of `qd chains` for those of the spec that nobody holds, with what each waits for."""
+        empty: dict[str, Any] = {
+            "leader": None,
+            "holders": [],
+            "size": None,
+            "hash": None,
+            "stabilising_ms": 0,
+            "pulls": [],
+        }
+        return [
+            {"name": name, "kind": "chain", "mesh": self._node.settings.mesh, "held": 0, "desired": count}
+            | empty
+            | {"records": 0, "missing": 0, "held_back": why}
+            for name, (count, why) in self.users.unheld().items()
+        ]
 
     @staticmethod
     def sized(row: dict[str, Any], told: Mapping[int, list[list[Any]]]) -> dict[str, Any]:
@@ -372,7 +386,7 @@ class Chains:
 
     def problems(self) -> list[str]:
         """What was found damaged, or can't agree, a line each."""
-        found = list(self.store.problems)
+        found = self._problems_of_store()
         if others := sorted(self._node.name_of(node) for node in self._other_genesis):
             names = ", ".join(others[:LISTED]) + (
                 f" and {len(others) - LISTED} more" * (len(others) > LISTED)
@@ -381,8 +395,14 @@ class Chains:
             found.append(f"{names}: began with another roster than this node; compare {path} on both")
         return found
 
+    def _problems_of_store(self) -> list[str]:
+        return [
+            NODE_ID.sub(lambda id: self._node.name_of(int(id[0], 16)), said) for said in self.store.problems
+        ]
+
     def counters(self) -> dict[str, int]:
-        found = {f"chain.{code}": n for code, n in self.store.counters.items() if "refused" in code}
+        counters = self.store.counters.items()
+        found = {f"chain.{c}": n for c, n in counters if "refused" in c or c == "unsupported_version"}
         found |= {f"chain.{code}": n for code, n in self.replicas.counters.items() if code == "malformed"}
         return found
 

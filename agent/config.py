@@ -23,9 +23,9 @@ import msgspec
 
 from agent.meshos.states import MaintenanceState
 from discovery.errors import LocalError
-from discovery.identity import check_kind, check_mesh, check_node_name
+from discovery.identity import check_kind, check_mesh, check_node_name, default_name
 from discovery.lifecycle import State
-from discovery.member import MAX_ADDRS, MAX_TAGS, Addr
+from discovery.member import MAX_ADDRS, MAX_TAGS, Addr, Record, tags_excess
 
 CONFIG_FILE = "config.toml"
 LONGEST_DURATION_MS = 366 * 24 * 3600 * 1000
@@ -363,7 +363,37 @@ def load(
     if values["mesh"] is None:
         raise LocalError("mesh: none given; name one with --mesh, QD_MESH or `mesh` in config.toml")
     values["tag"] = dict(values["tag"])
-    return Settings(**values)
+    settings = Settings(**values)
+    if settings.tag:
+        _check_tags(settings)
+    return settings
+
+
+def _check_tags(settings: Settings) -> None:
+    """LocalError when the member record has no room for the tags beside all else that it may come to hold."""
+    from agent.addresses import advertised
+
+    kind = settings.kind
+    record = Record(
+        pub=bytes(32),
+        mesh=settings.mesh,
+        name=settings.name or default_name(settings.mesh, kind, 0),
+        kind=kind,
+        incarnation=0,
+        version=0,
+        state=State.JOINING,
+        addrs=advertised(settings.bind, 65535, settings.advertise),
+        build=12 * "0",
+        host=bytes(8),
+        tags=settings.tag,
+    )
+    excess = tags_excess(record)
+    if excess > 0:
+        size = len(msgspec.msgpack.encode(settings.tag))
+        raise LocalError(
+            f"tag: {size} bytes of tags, and the member record has room for {max(0, size - excess)}; "
+            "give fewer or shorter ones"
+        )
 
 
 def resolve(

@@ -7,6 +7,7 @@ replicas to drop) is kept durably, and taken up again by the next process.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ import msgspec
 from agent.chain.blackbox import DAEMON, VITALS
 from agent.chain.record import FAILURE, Failed
 from agent.chain.store import OVERRIDE, STANDING, Journal
+from agent.crashes import Crashes
 from agent.daemons.supervisor import Supervisor
-from agent.data.of_node import PeerStates
+from agent.data.of_node import PeerStates, exempt_chains
 from agent.events import wall_ms
 from agent.executor import DispatchError, keep_in
 from agent.meshos.actions import (
@@ -63,6 +65,8 @@ ENGINE_TIMEOUT_S = 2.0
 SAMPLE_MAX_AGE_S = 30.0
 REASON_CHARS = 96
 VITALS_KEPT_EVERY_S = 60.0
+CRASH_KEPT_AFTER_S = 0.05
+"""Sooner than the next tick would: so long the fold may take."""
 STOP_GRACE_S = 30.0
 """How long the daemons of a leaving node have, each at most its own grace."""
 
@@ -100,11 +104,14 @@ class Engine:
         self._seen_daemons: Any = None
         self._last_failure: FailureRecord | None = None
         self._vitals_kept_at = float("-inf")
+        self._vitals: tuple[int, Vitals] | None = None
+        """The last sample and its wall time; None where it is kept already."""
         self._told_deadline_ms: int | None = None
         self._explained: tuple[Any, ...] = ()
         self._claimed: frozenset[str] = frozenset()
         """Daemons that a cordoned node kept before its update, and that are not up again yet."""
         self._kept: frozenset[str] = frozenset()
+        self._taken_up = self._crash_due = False
 
     # --- its life
 
@@ -114,7 +121,7 @@ class Engine:
         config = MeshOsConfig(
             cpu_budget_permille=round(settings.cpu_budget * 10),
             mem_budget_permille=round(settings.mem_budget * 10),
-            exempt_chains=node.exempt_chains,
+            exempt_chains=exempt_chains(node.identity.id),
         )
         recorder = Recorder(settings.record, node.identity.id, config) if settings.record else None
         self.runtime = MeshOsRuntime.start(
@@ -129,14 +136,16 @@ class Engine:
             zone_of=self._zone_of,
         )
         self.loop = self.runtime.loop
+        self._crashes = Crashes(journal, self.loop.now_ms)
         for task in self.runtime.tasks:
             node.watch_task(task)
-        self.daemons = Supervisor(
-            node.place / "daemons",
+        self.daemons: Supervisor = Supervisor(
+            node.place.path / "daemons",
             node=id_text(node.identity.id),
             mesh=settings.mesh,
             tell=self._daemon_said,
             trouble=self._daemon_trouble,
+            room_for=node.wanted.room_for,
         )
         self.runtime.install_rtt_probe("pool", self._rtt_samples)
         self.runtime.install_health_probe("pool", self._health_samples)
@@ -144,14 +153,16 @@ class Engine:
         handover = journal.handover()
         if handover is not None:
             self._claimed = frozenset(standing_in(journal).ran)
-            await self.tell(Started(updated=True, by=handover.by, op_id=handover.op_id))
+            await self.tell(Started(True, handover.by, handover.op_id, survey=True))
             journal.set_handover(None)
         else:
-            await self.tell(Started())
+            await self.tell(Started(survey=True))
         self.loop.hurry()  # maintenance is anchored on ticks: there has to be one before an op comes
         await self._take_up()
+        self._taken_up = True
 
     async def _take_up(self) -> None:
+        await asyncio.gather(*map(self.loop.publish_folded, self._crashes.kept()))
         standing = standing_in(self.node.journal)
         if standing != Standing():
             now = wall_ms()
@@ -225,18 +236,29 @@ class Engine:
         self.runtime.executor.tell(event)
 
     def vitals(self, vitals: Vitals) -> None:
-        """A sample of this host's load. One a minute is kept, for who looks when this node is gone."""
+        """A sample of this host's load. One a minute is kept, and the last before each change of state, for who looks
+        back, also when this node is gone."""
         self.loop.try_publish(SelfHealth(cpu=vitals.cpu, mem=vitals.mem))
-        now = time.monotonic()
-        if now - self._vitals_kept_at >= VITALS_KEPT_EVERY_S:
-            self._vitals_kept_at = now
-            shares = {key: getattr(vitals, key) for key in ("cpu", "mem", "disk")}
-            body = {key: None if value is None else value / 1000 for key, value in shares.items()}
-            self.node.journal.append(VITALS, body, at_ms=wall_ms())
+        self._vitals = (wall_ms(), vitals)
+        if time.monotonic() - self._vitals_kept_at >= VITALS_KEPT_EVERY_S:
+            self._keep_vitals()
+
+    def _keep_vitals(self) -> None:
+        if self._vitals is None:
+            return
+        (at_ms, vitals), self._vitals = self._vitals, None
+        self._vitals_kept_at = time.monotonic()
+        shares = {key: getattr(vitals, key) for key in ("cpu", "mem", "disk")}
+        body = {key: None if value is None else value / 1000 for key, value in shares.items()}
+        running, total, _ = self.counts(self.loop.snapshot)
+        self.node.journal.append(VITALS, {**body, "running": running, "total": total}, at_ms=at_ms)
 
     def _daemon_said(self, event: DaemonLifecycle) -> None:
         if event.signal == "crashed":
             self.say(LocalFailure("daemon", str(event.daemon), event.reason))
+        if event.signal in ("crashed", "exited_cleanly") and not self._crash_due:
+            self._crash_due = True
+            asyncio.get_running_loop().call_later(CRASH_KEPT_AFTER_S, self._keep_crashes)
         if event.signal in ("starting", "started"):
             event = msgspec.structs.replace(event, version=self.daemons.fingerprint(str(event.daemon)))
         self.say(event)
@@ -288,6 +310,7 @@ class Engine:
             by=move.by,
             op_id=move.op_id,
         )
+        self._keep_vitals()
         kept = {k: event[k] for k in ("from", "to", "reason", "by", "op_id")}
         node.journal.append("node.state_changed", kept, at_ms=event["at_ms"])
         node.service.changed()
@@ -316,6 +339,7 @@ class Engine:
         if snapshot.daemons is self._seen_daemons:
             return
         self._seen_daemons = snapshot.daemons
+        self._keep_crashes()
         kept = self._kept_daemons
         for key, view in snapshot.daemons.items():
             name = str(key)
@@ -327,6 +351,11 @@ class Engine:
                 self.node.journal.append(
                     DAEMON, {**told, "pid": self.daemons.facts(name).pid}, at_ms=wall_ms()
                 )
+
+    def _keep_crashes(self) -> None:
+        self._crash_due = False
+        if self._taken_up:
+            self._crashes.keep(self.loop.state)
 
     def _keep_failures(self, snapshot: Snapshot) -> None:
         """Keeps failures of this node's own in its chain, too; how actions ended is kept by the executor."""
@@ -377,13 +406,16 @@ class Engine:
             deadline_at_ms = maintenance.deadline_at_ms or (life.drain.deadline_at_ms if life.drain else None)
         reason = "" if life.state in (State.JOINING, State.ALIVE) else life.reason
         if life.state is State.DRAINING and state.draining and (left := state.left()):
-            reason = f"{reason}: {', '.join(left)}"
+            what = ", ".join(left)
+            reason = (
+                reason if what in reason else f"{reason}: {what}"
+            )  # a failed drain has said what was left
         wanted: dict[str, Any] = {
             "state": life.state,
             "cordoned": life.cordoned,
             "reason": _short(reason),
             "maintenance": maintenance.state.value,
-            "keeps": node.wanted.packed() if life.cordoned else b"",
+            "keeps": node.wanted.packed(cordoned=life.cordoned),
         }
         changes = {k: v for k, v in wanted.items() if getattr(record, k) != v}
         if changes or deadline_at_ms != self._told_deadline_ms:

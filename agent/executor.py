@@ -269,5 +269,9 @@ class Executor:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
+    def settling_ms(self, chain: Id) -> int:
+        """For how long changes of a chain or artifact still wait here; 0 when they don't."""
+        return self.desk.admission.rest_ms(chain, self._now_ms())
+
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

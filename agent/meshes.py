@@ -17,6 +17,8 @@ from agent.backbone import Backbone
 from agent.following import Following, publisher
 from agent.home import read_identity
 from agent.listed import ListedMeshes
+from agent.meshrows import MeshRows
+from agent.publishing import Publishing
 from agent.reach import relays_among
 from agent.telling import Delta, Telling
 from discovery import directory as dy
@@ -27,25 +29,16 @@ from discovery.identity import Identity, id_text, verify
 from discovery.lifecycle import EVIDENCE_TEXT, Evidence, State
 from discovery.member import Addr, Member, addr_text
 from discovery.sshkey import pub_fingerprint
-from discovery.summary import LEASE_TOPIC, SignedSummary, Summary, pack, seal_summary
+from discovery.summary import LEASE_TOPIC, SignedSummary, Summary, pack
 from discovery.wire import Note
 
 if TYPE_CHECKING:
     from agent.node import Node
 
 CANDIDATES = frozenset({"gateway", "console"})
-SUMMARY_TTL_MS = 8_000
-"""Longer than a claim on the lease by what a takeover may take, so that no view sees the mesh expire meanwhile."""
-HOLD_AGAIN_S = 0.3
-BEHIND_S = 6.0
-"""A higher epoch of the own mesh that nobody renews for this long is a memory of others, and is gone beyond."""
-PUBLISH_GAP_S = 1.0
-"""A change of the counts is published at once, but not more often than this."""
 EPOCH = "lease_epoch"
 PINS = "mesh_pins"
 GONE_KEPT = 1_000
-
-Row = dict[str, Any]
 
 
 class Meshes:
@@ -78,20 +71,12 @@ class Meshes:
             remembered=remembered,
         )
         self.backbone = Backbone(node, self)
+        self.rows = MeshRows(node, self)
         self.gone: OrderedDict[int, tuple[str, Evidence, float]] = OrderedDict()
         """Nodes of other meshes that are gone: name, evidence, when."""
-        self._summary: SignedSummary | None = None
-        self._summary_at = 0.0
-        self._told: Summary | None = None
-        """The last summary that said something new."""
-        self._published_at = 0.0
-        self._renewal = 0
+        self.publishing = Publishing(node, self)
         self.version = 0
         """Grows with every change of a mesh as a whole."""
-        self._home_order = (0, 0)
-        self._home_order_at = now
-        """Of the newest summary of the own mesh that others hold, and when it was first heard of."""
-        self._publishing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
         self._closed = False
@@ -143,20 +128,15 @@ class Meshes:
         candidate of this mesh hands on its directory, expired meshes and all."""
         now = time.monotonic()
         news = self.directory.heard(signed, age_s, now, addr, even_expired=of_member)
-        if self.directory.home_order != self._home_order:
-            self._home_order, self._home_order_at = self.directory.home_order, now
-        if self.directory.home_order > (self.lease.epoch, self._renewal):
-            self.lease.floor(self.directory.home_order[0], now)
-            if self.lease.mine and self.directory.home_order[0] == self.lease.epoch:
-                self._renewal = max(self._renewal, self.directory.home_order[1])
-        self._flush_soon()
+        self.publishing.remembered(self.directory.home_order, now)
+        self.flush_soon()
         return news
 
     def heard(self, note: Note, sender: int, now: float) -> bool:
         if note.topic != LEASE_TOPIC or note.subject != self._node.settings.mesh:
             return False
         news = self.lease.heard(note.body, note.age_ms / 1000, sender, now)
-        self._flush_soon()
+        self.flush_soon()
         return news
 
     def held(self, now: float) -> Iterable[Note]:
@@ -170,7 +150,7 @@ class Meshes:
 
     def synced(self) -> None:
         self.lease.synced(time.monotonic())
-        self._flush_soon()
+        self.flush_soon()
 
     def members_changed(self) -> None:
         """Rows of the own mesh have changed: who may hold the lease, and what the summary says."""
@@ -188,7 +168,7 @@ class Meshes:
         self.telling.look()
         if self._node.settings.kind != "gateway":
             self._node.contacts.keep_gateway(tuple(m.id for m in relays_among(swim.members.values())))
-        self._flush_soon()
+        self.flush_soon()
 
     def relays(self, mesh: str) -> list[Member]:
         """Who may relay to members of that mesh, best first."""
@@ -214,7 +194,7 @@ class Meshes:
             ),
         )
 
-    def _flush_soon(self) -> None:
+    def flush_soon(self) -> None:
         """After the turn of gossip that is under way: effects must not call into it."""
         if self._soon is None and not self._closed:
             self._soon = asyncio.get_running_loop().call_soon(self._flush)
@@ -230,7 +210,7 @@ class Meshes:
             self._lease_effect(effect)
         for event in self.directory.drain():
             self._directory_event(event)
-        self._republish_if_changed()
+        self.publishing.look()
         self._node.pool.flush()
         self._arm()
 
@@ -262,8 +242,7 @@ class Meshes:
                 node.swim.send_note(nodes, LEASE_TOPIC, mesh, body, now, age_s)
             case ls.Changed(holder=holder, epoch=epoch, reason=reason, mine=mine):
                 if not mine:
-                    self._summary = self._told = None
-                    self.backbone.withdraw()
+                    self.publishing.withdraw()
                 node.events.emit(
                     "lease.changed",
                     to=node.name_of(holder) if holder is not None else None,
@@ -271,102 +250,21 @@ class Meshes:
                     reason=reason or None,
                 )
                 self.changed()
-            case ls.Publish(epoch=epoch):
-                self._publish(epoch)
+            case ls.Publish():
+                self.publishing.publish()
 
     def carried_anew(self) -> None:
         """Another backbone carries the summaries from now on: it is told at once what this node publishes."""
         if self.lease.mine:
-            self._publish(self.lease.epoch)
+            self.publishing.publish()
         self.changed()
 
-    def _publish(self, epoch: int) -> None:
-        if self._publishing is None or self._publishing.done():
-            self._publishing = self._node.spawn(self._publish_now(epoch))
-
-    async def _publish_now(self, epoch: int) -> None:
-        """Makes the summary anew, signs it, and hands it to the backbone and to those that follow this node."""
-        if self.identity is None or not self.lease.mine:
-            return
-        if self._home_order[0] > epoch and time.monotonic() - self._home_order_at > BEHIND_S:
-            self._claim_anew()
-            return
-        while not (held := await self.backbone.hold(epoch)) and self.lease.mine and self.lease.epoch == epoch:
-            self.lease.published(False, time.monotonic())
-            self._flush_soon()
-            await asyncio.sleep(HOLD_AGAIN_S)
-        now = time.monotonic()
-        self.lease.published(held, now)
-        if held and self.lease.mine:
-            self._renewal += 1
-            summary = self._make(epoch)
-            urgent = self._told is None or dy.material(self._told, summary)
-            self._told = summary if urgent else self._told
-            self._published_at = now
-            self._summary, self._summary_at = seal_summary(summary, self.identity.sign), now
-            self.backbone.publish(self._summary, urgent=urgent)
-            self.telling.own.wake()
-        self._flush_soon()
-
-    def _claim_anew(self) -> None:
+    def claim_anew(self) -> None:
         """Others remember this mesh at a higher epoch than this node's, and believe nothing below it."""
         now = time.monotonic()
         self.lease.resign(now)
         self.lease.set_candidates({}, now)
         self.members_changed()
-
-    def _make(self, epoch: int) -> Summary:
-        node = self._node
-        swim, record = node.swim, node.swim.me.record
-        members = [swim.me, *swim.members.values()]
-        cpu = [m.vitals.cpu for m in members if m.present and m.vitals and m.vitals.cpu is not None]
-        mem = [m.vitals.mem for m in members if m.present and m.vitals and m.vitals.mem is not None]
-        assert self.identity is not None
-        return Summary(
-            mesh=record.mesh,
-            mesh_pub=self.identity.pub,
-            epoch=epoch,
-            renewal=self._renewal,
-            publisher=record.pub,
-            publisher_name=record.name,
-            addrs=record.addrs,
-            host=record.host,
-            counts=dict(Counter(m.state for m in members)),
-            cpu=round(sum(cpu) / len(cpu)) if cpu else None,
-            mem=round(sum(mem) / len(mem)) if mem else None,
-            version=self.telling.version,
-            ttl_ms=SUMMARY_TTL_MS,
-        )
-
-    def _republish_if_changed(self) -> None:
-        """A node came, went or changed its state: others should know before the next renewal."""
-        swim = self._node.swim
-        if not self.lease.mine or self._told is None:
-            return
-        if dict(Counter(m.state for m in (swim.me, *swim.members.values()))) == self._told.counts:
-            return
-        wait = self._published_at + PUBLISH_GAP_S - time.monotonic()
-        if wait <= 0:
-            self._publish(self.lease.epoch)
-        else:
-            asyncio.get_running_loop().call_later(wait, self._flush_soon)
-
-    def published(self, now: float) -> tuple[SignedSummary, float] | None:
-        """What this node published last as holder of the lease, and its age in seconds."""
-        return None if self._summary is None else (self._summary, now - self._summary_at)
-
-    def may_take(self, holder: int, epoch: int) -> bool:
-        """Whether the lease's entry in NATS may be taken from that node before it runs out: the mesh's own pool, in
-        which that node is or was, has given the lease to this one."""
-        swim = self._node.swim
-        known = holder in swim.members or holder in swim.tombstones
-        return self.lease.mine and known and epoch < self.lease.epoch
-
-    def own_summary(self) -> dict[str, Any]:
-        """The newest summary of the own mesh that this node published, and its age; empty when it doesn't publish."""
-        if self._summary is None:
-            return {}
-        return {"summary": pack(self._summary), "age_ms": _ms(time.monotonic() - self._summary_at)}
 
     # --- the directory
 
@@ -581,119 +479,10 @@ class Meshes:
         """The signed summaries of all other meshes."""
         return [found for mesh in self.directory.listings if (found := self.summary_of(mesh))]
 
-    def rows(self) -> list[Row]:
-        """`qd meshes`: the own mesh first, then the others by name."""
-        passed = self.following.mesh_rows if not self.candidate else {}
-        own = self._own_row()
-        if own["mesh"] in passed:
-            own |= _completed(own, *passed[own["mesh"]])
-        rows = [own]
-        for mesh in sorted(self.directory.listings):
-            rows.append(self._row(self.directory.listings[mesh], passed.get(mesh)))
-        return rows
-
-    def _own_row(self) -> Row:
-        node, swim = self._node, self._node.swim
-        members = [swim.me, *swim.members.values()]
-        holder = self.lease.holder
-        member = next((m for m in members if m.id == holder), None)
-        expires_s = self.lease.expires_in_s(time.monotonic())
-        addr = (member.addr or (member.record.addrs[0] if member.record.addrs else None)) if member else None
-        cpu = [m.vitals.cpu for m in members if m.present and m.vitals and m.vitals.cpu is not None]
-        mem = [m.vitals.mem for m in members if m.present and m.vitals and m.vitals.mem is not None]
-        return {
-            "mesh": node.settings.mesh,
-            "publisher": {
-                "id": id_text(holder) if holder is not None else None,
-                "name": node.name_of(holder) if holder is not None else None,
-                "addr": addr_text(addr) if addr else None,
-            },
-            "epoch": self.lease.epoch or None,
-            "version": self.telling.version if self.lease.mine else None,
-            "expires_in_ms": None if expires_s is None else _ms(expires_s),
-            "expired": False,
-            "nodes": _counts(Counter(m.state for m in members)),
-            "cpu": round(sum(cpu) / len(cpu) / 1000, 3) if cpu else None,
-            "mem": round(sum(mem) / len(mem) / 1000, 3) if mem else None,
-            "age_ms": 0,
-            "home": True,
-            "pub": pub_fingerprint(self.identity.pub) if self.identity else None,
-            "impostors": self._impostors(node.settings.mesh),
-            "backbone": self.backbone.mode,
-            "route": None,
-            "rtt_ms": None,
-            "listed": None,
-            "reason": None,
-        }
-
-    def _row(self, listing: Listing, passed: tuple[float, Row] | None) -> Row:
-        """A row about another mesh. `passed`: the same row as the candidate that was asked has it."""
-        now, summary = time.monotonic(), listing.summary
-        tie = self.following.ties.get(listing.mesh)
-        via = passed[1] if passed else {}
-        if listing.fed:
-            counts = Counter(m.state for m in listing.members.values())
-        else:
-            counts = Counter(dict(summary.counts))
-        if listing.expired:
-            counts = Counter({State.DEAD: sum(counts.values())})
-        left_s = self.directory.expires_in_s(listing.mesh, now)
-        addr = summary.addrs[0] if summary.addrs else None
-        rtt_s = tie.rtt_s if tie else None
-        return {
-            "mesh": listing.mesh,
-            "publisher": {
-                "id": id_text(summary.publisher_id),
-                "name": summary.publisher_name,
-                "addr": addr_text((addr[0], addr[1])) if addr else None,
-            },
-            "epoch": summary.epoch,
-            "version": summary.version,
-            "expires_in_ms": _ms(left_s) if left_s is not None else None,
-            "expired": listing.expired,
-            "nodes": _counts(counts),
-            "cpu": _share(None if listing.expired else summary.cpu),
-            "mem": _share(None if listing.expired else summary.mem),
-            "age_ms": _ms(listing.silent_s(now)),
-            "home": listing.pub in self.listed.of_home(),
-            "pub": pub_fingerprint(listing.pub),
-            "impostors": self._impostors(listing.mesh) or via.get("impostors") or [],
-            "backbone": self.backbone.mode or via.get("backbone"),
-            "route": tie.route if tie else via.get("route"),
-            "rtt_ms": round(rtt_s * 1000, 3) if rtt_s is not None else via.get("rtt_ms"),
-            "listed": tie.listed if tie else via.get("listed"),
-            "reason": (tie.problem if tie else via.get("reason")) or None,
-        }
-
-    def _impostors(self, mesh: str) -> list[Row]:
-        now = time.monotonic()
-        return [
-            {
-                "pub": pub_fingerprint(pub),
-                "publisher": impostor.publisher,
-                "addr": addr_text(impostor.addr) if impostor.addr else None,
-                "age_ms": _ms(now - impostor.last_at),
-            }
-            for pub, impostor in self.directory.impostors.get(mesh, {}).items()
-        ]
-
     def counters(self) -> Counter[str]:
         found = Counter(self.directory.counters) + Counter(self.lease.counters) + self.backbone.counters()
         del found["old_summary"]  # a copy of what is known already: the way of gossip
         return found
-
-
-def _completed(own: Row, at: float, row: Row) -> Row:
-    """What only a candidate knows of the own mesh, as one told it at `at`."""
-    told = {key: row.get(key) for key in ("version", "backbone") if own[key] is None}
-    left_ms = row.get("expires_in_ms")
-    if own["publisher"]["id"] is not None and isinstance(left_ms, int):
-        told["expires_in_ms"] = max(0, left_ms - _ms(time.monotonic() - at))
-    return told
-
-
-def _counts(states: Mapping[State, int]) -> dict[str, int]:
-    return {"total": sum(states.values()), **{s.word: states.get(s, 0) for s in State}}
 
 
 def _evidence(word: str | None) -> Evidence:
@@ -701,10 +490,6 @@ def _evidence(word: str | None) -> Evidence:
         return Evidence(str(word))
     except ValueError:
         return Evidence.SILENT
-
-
-def _share(permille: int | None) -> float | None:
-    return None if permille is None else permille / 1000
 
 
 def _ms(seconds: float) -> int:

@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import fcntl
 import os
 import random
 import signal
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Coroutine
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import msgspec
 import psutil
@@ -28,15 +26,18 @@ from agent import addresses, freshness
 from agent.acts import UPDATE_DEADLINE_MS, Acts
 from agent.admitting import admission_of, key_file, rotation_of
 from agent.authority import Authority
-from agent.chain.store import LAST_PORT, OVERRIDE, Journal
-from agent.chains import PUT, Chains
+from agent.capacity import capacity
+from agent.chain.store import LAST_PORT, OVERRIDE
+from agent.chains import Chains
 from agent.config import Settings
 from agent.contacts import Contacts
 from agent.control import Control
 from agent.data.of_node import data_room_of
 from agent.engine import Engine, standing_in
 from agent.events import EventLog, LineWriter, wall_ms
-from agent.home import Home, RunEntry, make_identity, read_identity, write_private
+from agent.hearing import Hearing
+from agent.home import Home, RunEntry, write_private
+from agent.logins import Logins
 from agent.loop import LoopClosed, QueueFull
 from agent.meshes import Meshes
 from agent.meshos.events import Alone, Leaving
@@ -44,8 +45,9 @@ from agent.meshos.events import Event as EngineEvent
 from agent.meshos.events import Synced as EngineSynced
 from agent.meshos.own import Transition
 from agent.operators import Operators
-from agent.opmessage import suffices
 from agent.pages import Pages
+from agent.past import Past
+from agent.place import Place
 from agent.reach import Reach
 from agent.relay import RELAYING_KINDS, Relay
 from agent.seeds import Seeds
@@ -54,36 +56,22 @@ from agent.view import HISTORY_PERIOD_S
 from agent.vitals import VitalsSampler
 from agent.wanted import Wanted
 from discovery.errors import LocalError, Refused
-from discovery.identity import default_name, id_text, node_id, openssh_blob, openssh_pub, verify
-from discovery.lifecycle import Evidence, State
-from discovery.links import Link, Listener, Login
-from discovery.links.limits import Role
+from discovery.identity import id_text, verify
+from discovery.lifecycle import State
+from discovery.links import Listener
 from discovery.member import Addr, Member, Record, Vitals, addr_text, unmet
 from discovery.pool import Pool
 from discovery.port import Port, bind_pair
 from discovery.seal import Opener, Sealer
-from discovery.sshkey import fingerprint
 from discovery.swim import Swim, SwimConfig
-from discovery.swim.effects import (
-    Changed,
-    Effect,
-    Evicted,
-    Joined,
-    LeaveDone,
-    PushPull,
-    Sentinels,
-    Synced,
-)
 
 DEFAULT_PORT = 7420
 LEAVE_MAX_S = 0.6
-LOGINS_TOLD_A_MINUTE = 30
 HARMLESS = frozenset({"paused", "own_echo", "unasked_ack", "no_witness"})
 """What gossip counts and nobody has to be told of: late answers, pauses of this process."""
 LOOK_FOR_NODES_ALONE_S = 0.5
 LOOK_FOR_NODES_S = 30.0
 REMEMBER_EVERY_S = 60.0
-INCOMPATIBLE_EVERY_S = 60.0
 
 _EXIT_OK = 0
 
@@ -98,12 +86,8 @@ class Node:
         self._steps: list[dict[str, Any]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop: asyncio.Future[tuple[str, str | None, str | None]] | None = None
-        self._left = asyncio.Event()
-        self._incompatible_at: dict[str, float] = {}
-        self._stale: dict[int, tuple[str, str]] = {}
-        self._refused_logins: deque[float] = deque()
-        self._lock: IO[str] | None = None
-        self._ran_before = False
+        self.left = asyncio.Event()
+        """The goodbye has gone out."""
         self.replacing = False
         """Set by an update: stop without a goodbye and run the code on disk in this process's place."""
 
@@ -142,7 +126,8 @@ class Node:
         self.build = freshness.at_start()
         kept_keys = key_file(self).read(wall_ms())
         self._step("keys")
-        self._open_state()
+        self.place = Place(settings, home)
+        self.identity, self.name, self.journal = self.place.identity, self.place.name, self.place.journal
         self._step("journal")
         udp, tcp = self._bind()
         port = tcp.getsockname()[1]
@@ -152,6 +137,7 @@ class Node:
 
         start_ms = self.start_ms = self.journal.next_start_ms(wall_ms())
         standing = standing_in(self.journal)
+        millicores, memory_mib = capacity()
         record = Record(
             pub=self.identity.pub,
             mesh=settings.mesh,
@@ -166,6 +152,8 @@ class Node:
             maintenance=standing.maintenance.value,
             cordoned=standing.cordoned or self.journal.get(OVERRIDE) is not None,
             tags=settings.tag,
+            millicores=millicores,
+            memory_mib=memory_mib,
         )
         presets = {"lan": SwimConfig.lan, "wan": SwimConfig.wan, "local": SwimConfig.local}
         fixed_s = settings.suspicion_ms / 1000 if settings.suspicion_ms else None
@@ -179,15 +167,17 @@ class Node:
         )
         self._open_log()
         self.pages = Pages(self)
+        self.hearing = Hearing(self)
+        self.past = Past(self)
         self.keys = rotation_of(self, kept_keys)
         keyring = self.keys.keyring()
-        self.port = Port(udp, on_incompatible=self.on_incompatible)
+        self.port = Port(udp, on_incompatible=self.hearing.incompatible)
         self.pool = Pool(
             self.swim,
             Sealer(keyring, f"mesh/{settings.mesh}", self.identity.id, start_ms, os.urandom(8)),
             Opener(keyring, f"mesh/{settings.mesh}"),
             self.port,
-            on_effect=self._on_effect,
+            on_effect=self.hearing.take,
             on_persist=self._persist_incarnation,
         )
         self.keys.bind(self.pool)
@@ -208,13 +198,7 @@ class Node:
         self.operators = Authority(Operators(home.operators_file), self.chains.admin.state)
         self.data = data_room_of(
             self,
-            self.place / "artifacts",
-            chains=self.chains.users,
             incarnation=record.incarnation,
-            take_nonce=lambda nonce: self.control.take_nonce(nonce),
-            exempt=self.exempt_chains,
-            vouch=self._vouch,
-            on_put=self._put_done,
         )
         self.service = Service(self)
         methods = self.methods = self.service.methods()
@@ -231,7 +215,6 @@ class Node:
             methods=methods,
         )
         self.contacts.notes = {"ring": self.keys, "chains": self.chains, "data": self.data}
-        self._client_pub = self._read_client_pub()
         self.control = Control(
             me=self.identity.id,
             mesh=settings.mesh,
@@ -241,13 +224,14 @@ class Node:
             ledger=self.chains,
             emit=self.events.emit,
         )
+        logins = Logins(self)
         self.listener = await Listener.start(
             tcp,
             host_key=self.identity,
-            authorise=self._authorise,
+            authorise=logins.authorise,
             methods=methods,
-            on_link=self._on_link,
-            on_refused=self._on_refused_login,
+            on_link=logins.opened,
+            on_refused=logins.refused,
         )
         self._step("listener")
         self._write_run_file()
@@ -275,52 +259,6 @@ class Node:
     def _step(self, name: str) -> None:
         self._steps.append({"step": name, "ms": round((time.monotonic() - self._began) * 1000, 1)})
 
-    def _open_state(self) -> None:
-        """Identity, lock and journal of this node's own directory; LocalError when it runs already."""
-        settings, home = self.settings, self.home
-        place = self.place = self._free_place()
-        self._kept_events = place / "events.json"
-        identity_file = place / "identity_ed25519"
-        fresh = not identity_file.exists()
-        self.identity = (
-            make_identity(identity_file, f"node of {settings.mesh}")
-            if fresh
-            else read_identity(identity_file, "node key")
-        )
-        self.name = settings.name or default_name(settings.mesh, settings.kind, self.identity.id)
-        for entry in home.running():
-            if entry.mesh == settings.mesh and entry.name == self.name and entry.pid != os.getpid():
-                raise LocalError(f"node {self.name}: already runs as process {entry.pid}; give it a --name")
-        self.journal = Journal(
-            place / "journal.db", self.identity, wrote_before=self._ran_before and not fresh
-        )
-
-    def _free_place(self) -> Path:
-        """The node's directory, locked for this process. A console without a name takes the first free one."""
-        settings = self.settings
-        base = settings.name or settings.kind
-        places = [base]
-        if settings.kind == "console" and settings.name is None:
-            places += [f"{base}-{k}" for k in range(2, 100)]
-        for place in places:
-            path = self.home.node_dir(settings.mesh, place)
-            try:
-                path.mkdir(parents=True, exist_ok=True, mode=0o700)
-                ran_before = (path / "lock").exists()
-                lock = (path / "lock").open("a")
-            except OSError as why:
-                raise LocalError(
-                    f"state {path}: {why.strerror}; make it a directory that you can write to"
-                ) from why
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.close()
-                continue
-            self._lock, self._ran_before = lock, ran_before
-            return path
-        raise LocalError(f"node {base} of mesh {settings.mesh}: already runs; give it a --name")
-
     def _bind(self) -> tuple[Any, Any]:
         """The port asked for; else the last one, the default one, or any free one."""
         settings = self.settings
@@ -340,12 +278,7 @@ class Node:
         self.events = EventLog(
             self.name, self.identity.id, self.settings.mesh, form=self.settings.log, writer=self._writer
         )
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            if self.journal.handover() is not None:
-                self.events.restore(
-                    msgspec.json.decode(self._kept_events.read_bytes(), type=list[dict[str, Any]])
-                )
-            self._kept_events.unlink()
+        self.events.restore(self.place.kept_events())
         for problem in self.journal.problems:
             self.events.emit("journal.damaged", reason=problem)
 
@@ -369,14 +302,6 @@ class Node:
                 f"run file {path}: {why.strerror}; it needs a disk with room that you can write to"
             ) from why
 
-    def _read_client_pub(self) -> bytes | None:
-        """The key with which commands of this home log in, if the home has one."""
-        try:
-            return read_identity(self.home.client_key_file, "client key").pub
-        except LocalError as why:
-            self.events.emit("login.refused", reason=str(why))
-            return None
-
     def usable_addrs(self, member: Member) -> list[Addr]:
         """Where this node may dial a member: the address that answers first; loopback only on its own host."""
         same_host = member.record.host == self.swim.me.record.host
@@ -384,63 +309,7 @@ class Node:
         addrs += [(a[0], a[1]) for a in member.record.addrs]
         return [a for a in dict.fromkeys(addrs) if same_host or not addresses.is_loopback(a)]
 
-    # --- what gossip tells
-
-    def _on_effect(self, effect: Effect) -> None:
-        match effect:
-            case Joined(member=member):
-                self._about(
-                    "node.joined", member.record.id, member.record.name, to=member.state.word, source="gossip"
-                )
-                self._tell_if_stale(member)
-            case Changed(member=member, old=old, new=new, evidence=evidence, by=by):
-                if old is not new:
-                    self._about(
-                        "node.changed",
-                        member.record.id,
-                        member.record.name,
-                        from_=old.word,
-                        to=new.word,
-                        source=evidence.value if evidence else "gossip",
-                        reason=member.record.reason or None,
-                        by=[self.name_of(n) for n in by] or None,
-                    )
-            case Evicted(id=node, name=name, evidence=evidence, by=by):
-                self._about(
-                    "node.evicted",
-                    node,
-                    name,
-                    source=evidence.value,
-                    from_=State.LEAVING.word if evidence is Evidence.LEFT else State.DEAD.word,
-                    by=[self.name_of(n) for n in by] or None,
-                )
-            case Sentinels(nodes=nodes):
-                self.contacts.keep(nodes)
-            case PushPull(node=node):
-                self.contacts.push_pull(node)
-            case Synced():
-                self._synced()
-            case LeaveDone():
-                self._left.set()
-        if isinstance(effect, Joined | Changed | Evicted):
-            self.meshes.members_changed()
-            self.wanted.members_changed()
-            self.data.members_changed()
-        self.service.changed()
-
-    def _tell_if_stale(self, member: Member) -> None:
-        """Tells of a member, or of this node, that runs other code than this disk holds: once for those two builds."""
-        build, disk = member.record.build, self.pages.disk_build
-        if not build or build == disk or not member.present:
-            self._stale.pop(member.id, None)
-        elif self._stale.get(member.id) != (build, disk):
-            self._stale[member.id] = (build, disk)
-            reason = f"runs {build}, the disk here holds {disk}"
-            self._about("build.stale", member.id, member.record.name, reason=reason)
-
-    def _about(self, kind: str, node: int, name: str, **fields: Any) -> None:
-        """An event about another node."""
-        self.events.emit(kind, node=name, id=id_text(node), **fields)
+    # --- what the node is told
 
     def _persist_incarnation(self, incarnation: int) -> None:
         """Makes it durable before it is told. On a full disk the refutation goes out all the same: a restart that
@@ -454,26 +323,6 @@ class Node:
         """Counts and tells that something could not be made durable."""
         self.pool.counters[why.code] += 1
         self.events.emit("journal.refused", reason=why.sentence)
-
-    def on_incompatible(self, addr: Addr, theirs: int, ours: int) -> None:
-        """Tells of a peer that speaks another wire version, at most once a minute an address."""
-        now = time.monotonic()
-        if now - self._incompatible_at.get(addr[0], -INCOMPATIBLE_EVERY_S) < INCOMPATIBLE_EVERY_S:
-            return
-        if len(self._incompatible_at) > 1024:
-            self._incompatible_at.clear()
-        self._incompatible_at[addr[0]] = now
-        self.pages.view.incompatible |= {
-            m.id for m in self.swim.members.values() if addr in (m.addr, *m.record.addrs)
-        }
-        self.events.emit(
-            "wire.incompatible",
-            addr=addr_text(addr),
-            theirs=theirs,
-            ours=ours,
-            reason=f"{addr_text(addr)} speaks wire version {theirs}, this node {ours}; update the older one",
-        )
-        self.service.changed()
 
     def name_of(self, node: int) -> str:
         """A node's name as this view knows it, or its id."""
@@ -509,80 +358,6 @@ class Node:
         pub = base64.b64decode(entry.pub)
         return unmet(pub, entry.mesh, entry.name, entry.kind, [entry.host_port], addresses.host_mark())
 
-    # --- logins
-
-    def _authorise(self, key_line: str, username: str, peer: Addr) -> Login | None:
-        """Who is at the other end of a new link, by its key: a member, the home's own client, or an operator."""
-        pub = openssh_pub(key_line)
-        print_ = fingerprint(openssh_blob(key_line))
-        if username == "member" and pub is not None:
-            member = self.swim.members.get(node_id(pub))
-            if member is not None and member.record.pub == pub:
-                return Login("member", member.id, pub, print_, None, key_line)
-        elif username == "home" and pub is not None and pub == self._client_pub:
-            return Login("home", None, pub, print_, None, key_line)
-        elif username == "op":
-            operator = self.operators.lookup(key_line, peer[0], wall_ms())
-            if operator is not None:
-                role = cast("Role", operator.role)
-                return Login("op", None, pub, print_, role, key_line, operator.verify_required)
-        elif username == "join" and pub is not None and self.admission.admits(pub, peer):
-            return Login("join", None, pub, print_, None, key_line)
-        elif username == "mesh" and pub is not None:
-            listed = self.meshes.listed.role_of(key_line, pub, peer[0], wall_ms())
-            if listed is not None:
-                return Login("mesh", None, pub, print_, listed, key_line)
-        elif username == "backbone" and pub is not None:
-            member = self.meshes.backbone.member(node_id(pub))
-            if member is not None and member.record.pub == pub:
-                return Login("backbone", member.id, pub, print_, None, key_line)
-        return None
-
-    def _on_link(self, link: Link) -> None:
-        if link.login.kind == "member":
-            self.contacts.adopt(link)
-        elif link.login.kind == "backbone":
-            self.meshes.backbone.adopt(link)
-
-    def _on_refused_login(self, code: str, addr: Addr, print_: str | None) -> None:
-        """Tells of a connection that became no link, at most LOGINS_TOLD_A_MINUTE times; all are counted."""
-        now = time.monotonic()
-        while self._refused_logins and self._refused_logins[0] < now - 60:
-            self._refused_logins.popleft()
-        if code == "closed_early" or len(self._refused_logins) >= LOGINS_TOLD_A_MINUTE:
-            return
-        self._refused_logins.append(now)
-        self.events.emit("login.refused", reason=code, addr=addr_text(addr), key=print_)
-
-    # --- artifacts
-
-    @property
-    def exempt_chains(self) -> tuple[str, ...]:
-        """Chains that this node may hold in maintenance too: the mesh's admin chain, and its own."""
-        return ("admin", f"node/{id_text(self.identity.id)}")
-
-    def _vouch(self, signer: Any, put: Any) -> None:
-        """Refused unless the key that signed a put might put when it did, by the roster or this host's own file."""
-        operator = self.operators.vouch(signer.blob, put.message.issued_at_ms)
-        if not suffices(operator.role, "operate"):
-            raise Refused("role", f"put needs role operate, {operator.comment} has {operator.role}")
-
-    def _put_done(self, entry: Any, judged: Any) -> None:
-        """Records an artifact that was put here."""
-        body = {"op_id": entry.op_id, "op": PUT, "target": entry.name, "operator": judged.by}
-        more = {
-            "hash": entry.hash,
-            "size": entry.size,
-            "message": entry.message,
-            "signature": entry.signature,
-        }
-        at_ms = wall_ms()
-        self.journal.append("control.op", body | more, at_ms=at_ms)
-        self.journal.append("control.result", body | {"result": "done", "reason": None}, at_ms=at_ms)
-        self.events.emit(
-            "artifact.put", op_id=entry.op_id, by=judged.by, artifact=entry.name, size=entry.size
-        )
-
     # --- the engine
 
     @property
@@ -600,7 +375,7 @@ class Node:
         self.pool.flush()
         self.service.changed()
 
-    def _synced(self) -> None:
+    def synced(self) -> None:
         self.engine.loop.try_publish(EngineSynced())
 
     def alone(self, reason: str = "nobody to look for") -> None:
@@ -662,7 +437,7 @@ class Node:
                 sampled_at = now
                 self.pages.view.sample(self.swim.members, self.swim.me)
                 for member in (self.swim.me, *self.swim.members.values()):
-                    self._tell_if_stale(member)
+                    self.hearing.tell_if_stale(member)
                 self.contacts.close_idle()
                 self.reach.close_idle()
             if now - remembered_at >= REMEMBER_EVERY_S:
@@ -696,6 +471,7 @@ class Node:
         """Says what is to be said: nothing but the event for an update, else Leaving and the goodbye to everybody."""
         self.meshes.resign(leaving=reason != "update")
         if reason == "update":
+            self.wanted.hand_over()
             await self.engine.hand_over_daemons()
         else:
             with contextlib.suppress(QueueFull, LoopClosed):
@@ -712,8 +488,7 @@ class Node:
         self.journal.flush()
         if reason == "update":
             self.meshes.backbone.updating(UPDATE_DEADLINE_MS)
-            with contextlib.suppress(OSError):
-                write_private(self._kept_events, msgspec.json.encode(self.events.recent(), enc_hook=str))
+            self.place.keep_events(self.events.recent())
             return
         self.swim.leave(time.monotonic())
         over_links = asyncio.create_task(self.contacts.goodbye(self.swim.goodbye()))
@@ -721,7 +496,7 @@ class Node:
         self.pool.flush()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_MAX_S):
-                await self._left.wait()
+                await self.left.wait()
         await asyncio.gather(over_links, on_backbone, return_exceptions=True)
 
     async def _close(self) -> None:

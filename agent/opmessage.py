@@ -206,6 +206,16 @@ def new_ulid(now_ms: int, random: bytes) -> str:
     return "".join(_ULID[number >> shift & 31] for shift in range(125, -1, -5))
 
 
+def ulid_bytes(text: str) -> bytes:
+    """The 16 bytes that a ULID's text stands for. ValueError for what is none."""
+    number = 0
+    for char in text:
+        number = number << 5 | _ULID.index(char)
+    if len(text) != 26 or number >> 128:
+        raise ValueError(f"{text[:32]!r} is no ULID")
+    return number.to_bytes(16, "big")
+
+
 def is_op_id(text: object) -> bool:
     return isinstance(text, str) and _ULID_SHAPE.fullmatch(text) is not None
 
@@ -271,19 +281,19 @@ def decode_op(message: bytes) -> Op:
     Strict on purpose: an unknown field or a repeated key could be a condition that we would not keep."""
     if len(message) > MESSAGE_MAX_BYTES:
         raise Refused("too_large", f"an op of {len(message)} bytes; at most {MESSAGE_MAX_BYTES} are read")
-    fields = _parse(message)
+    fields = strict_object(message)
     version = fields.get("v")
     if type(version) is int and version != VERSION:
         raise Refused("version", f"an op of version {version}; this build reads {VERSION}")
     try:
         decoded = msgspec.convert(fields, OpMessage)
     except msgspec.ValidationError as why:
-        raise Refused("malformed", f"not an op: {_plain(why)}") from why
+        raise Refused("malformed", f"not an op: {plain(why)}") from why
     verb = _verb(decoded)
     try:
         args = msgspec.convert(decoded.args, VERBS[verb].args)
     except msgspec.ValidationError as why:
-        raise Refused("malformed", f"{verb}: {_plain(why)}") from why
+        raise Refused("malformed", f"{verb}: {plain(why)}") from why
     if verb in ("update", "resume") and getattr(args, "deadline_ms", None) is not None:
         raise Refused("malformed", f"{verb} takes no deadline")
     return Op(decoded, verb, args)
@@ -292,7 +302,7 @@ def decode_op(message: bytes) -> Op:
 def glimpse(message: bytes) -> tuple[str | None, str | None]:
     """Op id and verb of a message that is refused anyway, as far as they can be told, for its record."""
     try:
-        fields = _parse(message[: MESSAGE_MAX_BYTES + 1])
+        fields = strict_object(message[: MESSAGE_MAX_BYTES + 1])
     except Refused:
         return None, None
     op_id = fields.get("op_id")
@@ -319,17 +329,18 @@ def _verb(message: OpMessage) -> str:
     return verb
 
 
-def _parse(message: bytes) -> dict[str, Any]:
+def strict_object(message: bytes) -> dict[str, Any]:
+    """The JSON object in these bytes, no key twice. Refused `malformed`."""
     try:
         fields = json.loads(message.decode(), object_pairs_hook=_no_repeats, parse_constant=_no_constant)
     except (ValueError, RecursionError) as why:
-        raise Refused("malformed", f"not one UTF-8 JSON object: {_plain(why)}") from why
+        raise Refused("malformed", f"not one UTF-8 JSON object: {plain(why)}") from why
     if not isinstance(fields, dict):
         raise Refused("malformed", "not a JSON object")
     return fields
 
 
-def _plain(why: Exception) -> str:
+def plain(why: Exception) -> str:
     """An error text that may quote the sender, on one line and without control characters."""
     return "".join(c if c.isprintable() else "?" for c in str(why))[:120]
 

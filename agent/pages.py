@@ -9,20 +9,28 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from agent import freshness
 from agent.events import KEYS, wall_ms
 from agent.view import Row, View, spawned_row
 from discovery.directory import Listing, Remote
 from discovery.errors import Refused
 from discovery.identity import id_text
-from discovery.lifecycle import EVIDENCE_TEXT, Evidence
+from discovery.lifecycle import EVIDENCE_TEXT, Evidence, State
 from discovery.member import Member
 
 if TYPE_CHECKING:
     from agent.node import Node
 
 WHY_EVENTS = 20
+OWN_WORD = ("node.state_changed", "node.changed", "node.joined", "build.stale")
+"""Kinds of events that say less of a node than the moves in its own chain."""
 CANDIDATES_SHOWN = 8
+DAEMON_LIVE_KEYS = ("saturation", "until_ms", "intent", "held_back", "status", "resources")
+"""Of a daemon's row: not known of a node that is dead."""
+CLOCK_SET_MS = 1_000
+"""Where wall clock and engine's clock part by more than this, the wall clock was set."""
 
 
 class Pages:
@@ -31,6 +39,8 @@ class Pages:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._disk = freshness.DiskWatch()
+        self._began_ms = 0
+        """The wall time at which the engine's clock was 0."""
         self.view = View(node.identity.id, node.name_of)
 
     @property
@@ -96,10 +106,9 @@ class Pages:
         """The member with this id (16 hex digits), this node included; Refused when unknown or gone."""
         return self._node.target(text) or self._node.swim.me
 
-    def page(self, text: str) -> dict[str, Any]:
+    def page(self, member: Member) -> dict[str, Any]:
         """Everything this node knows about one node: its row; its engine's snapshot when it is this very node."""
         node = self._node
-        member = self.member(text)
         now = time.monotonic()
         mine = member.id == node.identity.id
         snapshot = node.engine_document() if mine else {}
@@ -128,20 +137,36 @@ class Pages:
             "counters": dict(node.counters()) if mine else {},
         }
 
-    async def page_of_dead(self, text: str) -> dict[str, Any]:
+    async def page_of_gone(self, text: str) -> dict[str, Any]:
+        """The page of a node that died and is out of view, by its name or id or the beginning of one, as long as its
+        tombstone is kept. Refused `unknown` where there is none, `gone` where nobody holds anything of it."""
+        stones = [stone for stone in self._node.swim.tombstones.values() if not stone.final]
+        known = sorted(stones, key=lambda stone: (text in (stone.name, id_text(stone.record.id)), stone.at))
+        named = [s for s in known if s.name.startswith(text) or id_text(s.record.id).startswith(text)]
+        if not text or not named:
+            raise Refused("unknown", f"{text}: no node of that name died in the view of {self._node.name}")
+        last = named[-1]
+        member = Member(
+            last.record, last.signed, State.DEAD, last.at, last.at, last.at, last.evidence, last.by
+        )
+        page = await self.page_of_dead(member)
+        if "last_vitals" not in page and (why := self.gone(member.id)):
+            raise why
+        return page
+
+    async def page_of_dead(self, member: Member) -> dict[str, Any]:
         """The page of a node that is dead in this view: its last, read from a replica of its own chain."""
-        page = self.page(text)
+        page, text = self.page(member), id_text(member.id)
         node = self._node
         try:
-            last = await node.chains.latest(int(text, 16))
+            last = await node.chains.latest(member.id)
         except Refused:
             return page
         box, source = last["page"], node.name_of(int(last["source"], 16))
         who = {"node": page["node"].get("name"), "node_id": text, "mesh": node.settings.mesh}
         now = wall_ms()
         page["daemons"] = [
-            {**dict.fromkeys(("saturation", "until_ms", "intent", "held_back", "status")), **daemon, **who}
-            | {"age_ms": max(0, now - daemon["at_ms"])}
+            {**dict.fromkeys(DAEMON_LIVE_KEYS), **daemon, **who} | {"age_ms": max(0, now - daemon["at_ms"])}
             for daemon in box["daemons"]
         ]
         page["recent_failures"] = [
@@ -149,7 +174,8 @@ class Pages:
         ]
         me = {"kind": "node.state_changed", "node": who["node"], "mesh": who["mesh"], "id": text}
         moves = [{**dict.fromkeys(KEYS), **move, **me} for move in box["trail"]]
-        page["why"] = [*moves, *[e for e in page["why"] if e["kind"] != "node.state_changed"]][-WHY_EVENTS:]
+        seen = [e for e in page["why"] if e["kind"] not in OWN_WORD or e["to"] == State.DEAD.word]
+        page["why"] = sorted([*moves, *seen], key=lambda event: event["at_ms"])[-WHY_EVENTS:]
         page["last_vitals"] = box["vitals"]
         page["answered_by"] = page["told_by"] = source
         page["age_ms"] = last["age_ms"]
@@ -159,6 +185,7 @@ class Pages:
         """This node's own daemons: as the engine sees them, and what their processes tell."""
         node = self._node
         supervisor = node.engine.daemons
+        specs = {daemon.name: daemon.resources for daemon in node.wanted.spec.daemon}
         rows = []
         for seen in node.engine_document()["daemons"]:
             name = seen["name"]
@@ -181,16 +208,23 @@ class Pages:
                     "intent": seen["intent"],
                     "held_back": seen["held_back"],
                     "status": facts.status or None,
+                    "resources": (needs := specs.get(name) or node.wanted.required(name))
+                    and msgspec.to_builtins(needs),
                 }
             )
         return rows
 
     def failures(self) -> list[dict[str, Any]]:
-        """This node's own ring of failures, oldest first."""
-        node, now = self._node, wall_ms()
+        """This node's own ring of failures, oldest first. The same failure has the same time in every answer, unless the
+        wall clock was set meanwhile."""
+        node, loop = self._node, self._node.engine.loop
+        began_ms = wall_ms() - loop.now_ms()
+        if abs(began_ms - self._began_ms) > CLOCK_SET_MS:
+            self._began_ms = began_ms
+        ring = zip(loop.snapshot.recent_failures, node.engine_document()["recent_failures"], strict=True)
         return [
             {
-                "at_ms": now - failure["age_ms"],
+                "at_ms": self._began_ms + record.at_ms,
                 **{key: failure[key] for key in ("age_ms", "source", "action", "target", "reason")},
                 "retry_after_ms": failure["retry_after_ms"],
                 "until_ms": failure["until_in_ms"],
@@ -199,7 +233,7 @@ class Pages:
                 "mesh": node.settings.mesh,
                 "from_replica": None,
             }
-            for failure in node.engine_document()["recent_failures"]
+            for record, failure in ring
         ]
 
     def resolve(self, text: str) -> dict[str, Any]:

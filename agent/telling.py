@@ -217,7 +217,7 @@ class Telling:
                 self._note(members, now)
             entries = [self._entry(m, now) for m in members.values()]
             for frame in _pieces(mesh, entries, (), full=True):
-                yield {**frame, **node.meshes.own_summary()}
+                yield {**frame, **node.meshes.publishing.document()}
             seen_at = said_at = time.monotonic()
             while True:
                 with contextlib.suppress(TimeoutError):
@@ -231,7 +231,7 @@ class Telling:
                     now = time.monotonic()
                     again = [self._entry(m, now) for m in self._members().values()]
                     deltas = [Delta(mesh, tuple(again), (), full=True)]
-                frame = {"mesh": mesh, **node.meshes.own_summary()}
+                frame = {"mesh": mesh, **node.meshes.publishing.document()}
                 for delta in deltas:
                     for piece in _pieces(mesh, delta.entries, delta.gone, full=delta.full):
                         yield {**frame, **piece}

@@ -2,7 +2,7 @@
 
 A row's ages are computed when it is made, by this host's monotonic clock; nothing that this node doesn't know is
 filled in. The keys are those of the interface contract; `period_ms`, `incarnation`, `suspect`, `history`, `host`,
-`reason`, `deadline_ms`, `incompatible` and `expired` are extensions.
+`reason`, `deadline_ms`, `capacity`, `incompatible` and `expired` are extensions.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 from discovery.directory import Remote
 from discovery.identity import id_text
 from discovery.lifecycle import EVIDENCE_TEXT, Evidence, State
-from discovery.member import Member, Vitals, addr_text
+from discovery.member import Member, Record, Vitals, addr_text
 
 Row = dict[str, Any]
+MIB = 1 << 20
 
 HISTORY_SAMPLES = 60
 HISTORY_PERIOD_S = 5.0
@@ -87,6 +88,7 @@ class View:
             "host": record.host.hex(),
             "reason": record.reason or None,
             "deadline_ms": deadline_ms,
+            "capacity": _capacity(record),
             "incompatible": member.id in self.incompatible,
             "expired": False,
         }
@@ -188,6 +190,16 @@ def _ms(seconds: float) -> int:
 
 def _share(permille: int | None) -> float | None:
     return None if permille is None else permille / 1000
+
+
+def _capacity(record: Record) -> dict[str, float | None] | None:
+    """What a node has for daemons: cores, and bytes of memory."""
+    if record.millicores is None and record.memory_mib is None:
+        return None
+    return {
+        "cpu": None if record.millicores is None else record.millicores / 1000,
+        "memory": None if record.memory_mib is None else record.memory_mib * MIB,
+    }
 
 
 def _daemons(vitals: Vitals | None) -> dict[str, int | None]:

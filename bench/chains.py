@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import socket
 import tempfile
@@ -22,7 +23,7 @@ from agent.chain.blackbox import unfold
 from agent.chain.feeds import Draft, FeedStore
 from agent.chain.record import Record, decode, encode, hash_of
 from agent.chain.replicating import Replicating
-from agent.opmessage import NAMESPACE, build_op, new_ulid
+from agent.opmessage import NAMESPACE, build_op, decode_op, new_ulid
 from bench.figures import Figure
 from bench.fleet import Hangar
 from bench.op import fsyncs
@@ -37,6 +38,8 @@ BAR_COMMIT_MS = 10.0
 BAR_REPLICATED_MS = 30.0
 BAR_APPENDED = 5000.0
 BAR_CATCH_UP_S = 20.0
+BAR_START_MS = 100.0
+BAR_HELD_MB = 3.0
 BATCH = 100
 
 
@@ -50,6 +53,7 @@ def measure(hangar: Hangar) -> Iterator[Figure]:
         yield from asyncio.run(_all(_bulk(place, hangar.runs(100_000, 2000))))
         yield _black_box(hangar.runs(1_000_000, 10_000))
         yield from _admin_fold(hangar.runs(10_000, 500))
+        yield from asyncio.run(_all(_admin_held(place, hangar.runs(10_000, 1000))))
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -222,7 +226,7 @@ def _admin_fold(records: int) -> Iterator[Figure]:
     took_read = 0.0
     for number in range(1, records + 1):
         message, signature = _op(number, node)
-        body = adminop.op_body(adminop.decode(message), message, signature, "bench")
+        body = adminop.op_body(decode_op(message), message, signature, "bench")
         now_ms = time.time_ns() // 1_000_000
         record = Record(
             id=number,
@@ -249,3 +253,35 @@ def _admin_fold(records: int) -> Iterator[Figure]:
     began = time.perf_counter()
     fold.advance(time.time_ns() // 1_000_000)
     yield Figure("one that belongs in the middle of them", "ms", [1000 * (time.perf_counter() - began)])
+
+
+async def _admin_held(place: Path, records: int) -> AsyncIterator[Figure]:
+    """What a node holds of a long admin chain, and how long it takes to have its state when it starts."""
+    async with _nodes(place, 1) as [node]:
+        drafts = []
+        for number in range(1, records + 1):
+            message, signature = _op(number, node.identity)
+            body = adminop.op_body(decode_op(message), message, signature, "bench")
+            at_ms = time.time_ns() // 1_000_000
+            drafts.append(Draft(adminop.OP, {**body, "hlc": [at_ms, number]}, at_ms=at_ms))
+        for first in range(0, records, BATCH):
+            await node.store.append_all(adminop.ADMIN, drafts[first : first + BATCH], durable=False)
+        drafts.clear()
+        starts = []
+        for what in ("the first time: each read, its op's signature checked", "from a checkpoint"):
+            gc.collect()
+            tracemalloc.start()
+            admin = AdminChain(node.store, node.replicas, node.identity, MESH, ROSTER)
+            await admin.load()
+            gc.collect()
+            held = tracemalloc.get_traced_memory()[0]
+            tracemalloc.stop()
+            yield Figure(f"held of {records:,} admin records, {what}", "MB", [held / 1e6], BAR_HELD_MB)
+            yield Figure("the same a record", "bytes", [held / records])
+            took = []
+            for _ in range(5 if starts else 1):
+                began = time.perf_counter()
+                await AdminChain(node.store, node.replicas, node.identity, MESH, ROSTER).load()
+                took.append(1000 * (time.perf_counter() - began))
+            starts.append(took)
+        yield Figure(f"admin state of {records:,} records at a start", "ms", starts[1], BAR_START_MS)

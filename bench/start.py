@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import timeit
 from collections.abc import Iterator
 
+from agent.freshness import fingerprint
 from bench.figures import Figure
 from bench.fleet import Agent, Fleet, Hangar, end
 
@@ -12,6 +14,11 @@ BAR_S = 1.0
 
 
 def measure(hangar: Hangar) -> Iterator[Figure]:
+    yield Figure(
+        "fingerprint of the code on disk",
+        "ms",
+        [s * 1000 for s in timeit.repeat(fingerprint, number=1, repeat=15)],
+    )
     fleet = hangar.empty()
     peer = fleet.start("peer")
     fleet.wait(lambda: "alive" in peer.firsts, "the peer to be alive")

@@ -23,11 +23,13 @@ RECORD_CONTEXT = b"quarterdeck/member/1\0"
 MAX_ADDRS = 8
 MAX_TAGS = 16
 MAX_KEEPS_BYTES = 132
+MAX_MAINTENANCE = 24
+LONGEST_INT = 2**62
 
 Addr = tuple[str, int]
 """An IP address as text, and the port that serves both gossip (UDP) and SSH (TCP)."""
 
-U64 = Annotated[int, Meta(ge=0, le=2**62)]
+U64 = Annotated[int, Meta(ge=0, le=LONGEST_INT)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Short = Annotated[str, Meta(max_length=64)]
 
@@ -55,13 +57,18 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Hash of boot id and network namespace: equal on processes that share their loopback."""
     deadline_ms: U64 | None = None
     """While Updating or Draining: how long it may take, counted from when a viewer first receives it."""
-    maintenance: Annotated[str, Meta(max_length=24)] = "active"
+    maintenance: Annotated[str, Meta(max_length=MAX_MAINTENANCE)] = "active"
     cordoned: bool = False
     tags: Annotated[dict[Short, Short], Meta(max_length=MAX_TAGS)] = {}
     reason: Annotated[str, Meta(max_length=96)] = ""
     """Why the node is in this state, in a few words for people (`cpu over 95 % for 15 s`)."""
     keeps: Annotated[bytes, Meta(max_length=MAX_KEEPS_BYTES)] = b""
-    """While cordoned: which daemons stay on this node (`agent.spec.keeping`)."""
+    """Which daemons stay on this node (`agent.spec.keeping`): those with resources that it has taken on; while cordoned
+    all that it still runs."""
+    millicores: Annotated[int, Meta(ge=0, le=2**31)] | None = None
+    """Thousandths of a core that this node has for daemons, as it found at its start; None: not known."""
+    memory_mib: Annotated[int, Meta(ge=0, le=2**42)] | None = None
+    """Memory likewise, in MiB."""
 
     @property
     def id(self) -> int:
@@ -99,6 +106,21 @@ def fitted(record: Record) -> Record:
         if len(_encode.encode(record)) > RECORD_MAX_BYTES:
             record = msgspec.structs.replace(record, keeps=b"")
     return record
+
+
+def tags_excess(record: Record) -> int:
+    """By how many bytes the tags of a record are too long for it to be sealed whatever else in it changes while its
+    node lives; 0 or less: they fit."""
+    longest = msgspec.structs.replace(
+        record,
+        reason="",
+        incarnation=LONGEST_INT,
+        version=LONGEST_INT,
+        deadline_ms=LONGEST_INT,
+        maintenance="m" * MAX_MAINTENANCE,
+        keeps=bytes(MAX_KEEPS_BYTES),
+    )
+    return len(_encode.encode(longest)) - RECORD_MAX_BYTES
 
 
 def seal_record(record: Record, sign: Callable[[bytes], bytes]) -> SignedRecord:

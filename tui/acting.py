@@ -82,8 +82,10 @@ class Acting:
 
         def send(limit_ms: float | None) -> None:
             args = given if limit_ms is None else {**given, "deadline_ms": int(limit_ms)}
-            for node in ids:
-                self._start(verb, node, names[node], args)
+            mine = deck.fleet.my_id  # the others' answers come by way of it: it goes last
+            others = [self._start(verb, node, names[node], args) for node in ids if node != mine]
+            if mine in names:
+                self._start(verb, mine, names[mine], args, after=others)
             deck.view_shown().clear_marks()
 
         hidden = deck.view_shown().hidden_marks()
@@ -162,19 +164,26 @@ class Acting:
             )
             deck.changed()
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    def _start(self, verb: str, node: str, name: str, args: dict[str, Any]) -> None:
+    def _start(
+        self, verb: str, node: str, name: str, args: dict[str, Any], after: Sequence[asyncio.Task[None]] = ()
+    ) -> asyncio.Task[None]:
         entry = OpEntry(verb, OP_VERBS[verb].keys[0], node, name, self._deck.now())
         self.book.entries.append(entry)
-        self._spawn(self._follow(entry, args))
+        return self._spawn(self._follow(entry, args, after))
 
-    async def _follow(self, entry: OpEntry, args: dict[str, Any]) -> None:
-        """One op to its end; whatever happens to it is told in its entry."""
+    async def _follow(
+        self, entry: OpEntry, args: dict[str, Any], after: Sequence[asyncio.Task[None]]
+    ) -> None:
+        """One op to its end, begun when those before it have ended; whatever happens to it is told in its entry."""
         deck = self._deck
+        if after:
+            await asyncio.wait(after)
 
         def on_stage(stage: str) -> None:
             if entry.open:

@@ -83,6 +83,10 @@ class Client:
         """Everything this agent knows about the node with that id."""
         return await self.ask("node", {"id": node})
 
+    async def last(self, name: str) -> dict[str, Any]:
+        """As `node`, of one that died and is out of view: what its replicas tell. Refused `gone` or `unknown`."""
+        return await self.ask("last", {"name": name})
+
     async def events(self, limit: int, node: str | None = None) -> list[Row]:
         """The last `limit` events that the agent keeps, or that the node with that id keeps, oldest first."""
         parts = await self._parts("events", {"limit": limit, "node": node})
@@ -96,6 +100,16 @@ class Client:
     async def failures(self, mesh: str | None = None) -> dict[str, Any]:
         """`{"rows","silent","answered_by"}`: the failure rings of all live nodes, and of dead ones by their replicas."""
         return await self._gathered("failures", mesh)
+
+    async def past(self, from_ms: int, to_ms: int, now_ms: int, mesh: str | None = None) -> dict[str, Any]:
+        """`{"rows","silent","answered_by"}`: the loads that the nodes recorded between two times of this agent's clock, now
+        `now_ms`; of nodes that are gone by who holds a copy of their chain."""
+        span = {"from_ms": from_ms, "to_ms": to_ms, "now_ms": now_ms}
+        try:
+            parts = await self._parts("past", {**span, "mesh": mesh})
+        except Refused as why:
+            raise self._unknown("past", why) from why
+        return _joined(parts)
 
     async def chains(self, mesh: str | None = None) -> dict[str, Any]:
         """`{"rows","silent","answered_by"}`: what the mesh of this agent keeps, chains and artifacts, and who holds it.
@@ -171,7 +185,7 @@ class Client:
         """A question about this agent's own mesh; Refused for another one, and told whose build doesn't know it."""
         if mesh not in (None, self.mesh):
             said = (
-                f"{self.name} is of mesh {self.mesh} and can't answer for {mesh}: attach to a node of {mesh}"
+                f"{self.name} is of mesh {self.mesh} and can't answer for {mesh}; attach to a node of {mesh}"
             )
             raise Refused("unknown_mesh", said)
         try:
@@ -193,9 +207,7 @@ class Client:
             if why.code != "wrong_kind":
                 raise self._unknown(method, why) from why
             parts = await self._parts(method, {"mesh": mesh})
-        rows = [row for part in parts for row in _rows(part.get("rows"))]
-        silent = [str(name) for part in parts for name in part.get("silent") or []]
-        return {**parts[-1], "rows": rows, "silent": list(dict.fromkeys(silent))}
+        return _joined(parts)
 
     async def _parts(self, method: str, params: dict[str, Any]) -> list[dict[str, Any]]:
         """An answer that comes in parts, at least one; Unreachable when it is not whole in CALL_LIMIT_S."""
@@ -462,6 +474,13 @@ def _nobody(home: Home, entries: Sequence[RunEntry], mesh: str | None) -> str:
 
 def _too_many(via: str, entries: Sequence[RunEntry]) -> list[RunEntry]:
     raise Refused("ambiguous", f"{via}: could be {', '.join(e.name for e in entries)}; write more of it")
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One answer of the parts in which it came."""
+    rows = [row for part in parts for row in _rows(part.get("rows"))]
+    silent = [str(name) for part in parts for name in part.get("silent") or []]
+    return {**parts[-1], "rows": rows, "silent": list(dict.fromkeys(silent))}
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -1,136 +1,151 @@
 """The fold of the admin chain: the same records give the same state on every node, in whatever order they came.
 
 Records count in the order of their positions. One that comes late is put in its place, and what follows is folded
-again from a checkpoint before it. The state only says what is desired, so folding again is safe; commands are
-listed, and each is handed out once (`take_commands`), however often the fold passes it.
+again from a checkpoint before it. The state only says what is desired, so folding again is safe.
 
 A revocation reaches back: what the key signed beyond the position that it names is void wherever it stands, also
 what stands before the revocation. Then the fold begins again from before that position, with the cut known. A cut
 that was made stays, even if what it makes void had given its author the right to make it: the first in the order wins.
+So the state is that of one pass over all records with the last cuts known from its beginning, which is what `judged` is.
+
+Only the newest records are held (`trim`); what stands before them is a checkpoint. What belongs before that makes
+the fold `behind`: it goes on with what it has, and whoever keeps the records begins another from an older checkpoint.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
-from agent.chain.adminop import (
-    COMMANDS,
-    OWN,
-    RESULT,
-    AdminEvent,
-)
-from agent.chain.adminstate import (
-    AdminState,
-    Command,
-    Cut,
-    Desired,
-    Drain,
-    Grant,
-    Spec,
-    genesis_roster,
-    grant_of,
-)
-from agent.chain.hlc import BEGINNING, FUTURE_MAX_MS, Position, ahead
-from agent.operators import Line, judge
-from agent.opmessage import ApplySpec, Chains, Op, Revoke, suffices
-from agent.opmessage import Grant as GrantLine
-from discovery.errors import LocalError, Refused
-from discovery.identity import id_text
+from agent.chain.adminop import AdminEvent
+from agent.chain.adminrules import Rules, Void
+from agent.chain.adminstate import AdminState, Cut, Folded, genesis_roster
+from agent.chain.hlc import BEGINNING, Position, ahead
+from agent.opmessage import ulid_bytes
+from discovery.errors import Refused
 
-CHECKPOINT_EVERY = 128
-CHECKPOINTS_MAX = 64
-COMMANDS_SHOWN = 256
-MAINTENANCE_STATES = frozenset(
-    {"active", "entering_maintenance", "maintenance", "drain_failed", "exiting_maintenance", "recovery"}
-)
+FOLD_VERSION = 1
+"""Of what the same records come to. Whatever changes that makes it another, and checkpoints of before void."""
+CHECKPOINT_EVERY = 32
+ID_BYTES = 16
+IDS_LOOSE = 1024
 
 
-@dataclass
-class _State:
-    nodes: dict[str, Desired] = field(default_factory=dict)
-    roster: dict[str, Grant] = field(default_factory=dict)
-    cuts: dict[str, Cut] = field(default_factory=dict)
-    spec: Spec | None = None
+class Checkpoint(msgspec.Struct, frozen=True):
+    """The fold of the first `count` records, those up to `end`, and of no other."""
 
-    def copy(self) -> _State:
-        return replace(self, nodes=dict(self.nodes), roster=dict(self.roster), cuts=dict(self.cuts))
+    count: int
+    end: Position
+    state: Folded
+    ids: bytes = b""
+    """Op ids that count, 16 bytes each, in order."""
+    tops: dict[int, int] = {}
+    """Highest number of each node's records among them."""
+    forks: dict[int, int] = {}
+    """As they were known."""
+
+    def fits(self, cuts: Mapping[str, Cut], forks: Mapping[int, int]) -> bool:
+        """Whether the fold of all records with these cuts and forks passes through it."""
+        forked = any(
+            self.forks.get(node) != number and self.tops.get(node, 0) >= number
+            for node, number in forks.items()
+        )
+        return not forked and _untouched(self.end, self.state, cuts)
 
 
-class _Void(Exception):
-    """This record doesn't count; the text begins with a stable code."""
+class _Point(NamedTuple):
+    """The state on reaching that many of the records held."""
+
+    at: int
+    end: Position
+    state: Folded
+
+    @property
+    def final(self) -> bool:
+        """Whether it is the fold of these records alone: no cut in it was made by one that stands after them."""
+        return all(cut.set_at <= self.end for cut in self.state.cuts.values())
 
 
 class AdminFold:
     """Folds the admin chain of a mesh that began with `genesis` (lines of `authorized_keys`).
 
-    `add` takes events in any order, as often as they come; `advance` gives the state as of `now_ms`."""
+    `add` takes events, each once, in any order; `advance` gives the state as of `now_ms`. It begins from `base`, with
+    `cuts` and `forks` known."""
 
-    def __init__(self, genesis: str | list[str], *, checkpoint_every: int = CHECKPOINT_EVERY) -> None:
+    def __init__(
+        self,
+        genesis: str | list[str],
+        *,
+        base: Checkpoint | None = None,
+        cuts: Mapping[str, Cut] | None = None,
+        forks: Mapping[int, int] | None = None,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+    ) -> None:
+        self._genesis = genesis
         self._every = checkpoint_every
+        base = base or Checkpoint(0, BEGINNING, Folded(roster=genesis_roster(genesis)))
+        self._first = base.count
+        """Records before those that are held."""
+        self._tops = dict(base.tops)
+        self._ids = _Ids(base.ids)
+        """Op ids that count, of the records before those held."""
+        self._points = [_Point(0, base.end, base.state.copy())]
         self._events: list[AdminEvent] = []
-        """Those whose time has come, in order."""
-        self._verdicts: list[str | None] = []
-        """Of the events folded so far: None counts, else why not."""
+        """Those held whose time has come, in order."""
         self._waiting: list[AdminEvent] = []
         """Added and not in order yet: new, or too far ahead."""
-        self._known: set[bytes] = set()
-        self._forks: dict[int, int] = {}
-        self._state = _State(roster=genesis_roster(genesis))
-        self._checkpoints: list[tuple[int, _State]] = [(0, self._state.copy())]
-        """States on reaching that many events for the first time: each is the fold of exactly these."""
-        self._reached = 0
-        self._commands: list[tuple[int, Command]] = []
-        self._given: set[str] = set()
+        self._done = 0
+        """So many of those held are folded."""
+        self._rules = Rules(forks)
+        self._state = base.state.copy()
+        self._state.cuts |= cuts or {}
         self._ops: dict[str, int] = {}
-        """Ops that count, and which event is theirs."""
-        self._lines: dict[str, Line] = {}
+        """Op ids that count, and which of the events held is theirs."""
+        self.behind = False
+        """Something belongs before what is held here: the state is to be folded again from an older checkpoint."""
         self.refolded = 0
         """Events folded again because something came late."""
 
     # --- taking
 
-    def add(self, events: Iterable[AdminEvent]) -> int:
-        """Takes events for the next `advance`; how many were new."""
-        before = len(self._known)
-        for event in events:
-            if event.digest not in self._known:
-                self._known.add(event.digest)
-                self._waiting.append(event)
-        return len(self._known) - before
-
-    def knows(self, digest: bytes) -> bool:
-        """Whether the event of the record with this hash was added before."""
-        return digest in self._known
+    def add(self, events: Iterable[AdminEvent]) -> None:
+        """Takes events for the next `advance`; none that was added before."""
+        self._waiting += events
 
     def fork(self, node: int, number: int) -> None:
         """The feed of that node has two records of this number: from there on nothing of it counts."""
-        if number >= self._forks.get(node, number + 1):
+        if number >= self._rules.forks.get(node, number + 1):
             return
-        self._forks[node] = number
-        for index, event in enumerate(self._events):
+        self._rules.forks[node] = number
+        if self._tops.get(node, 0) >= number:
+            self.behind = True
+            return
+        for index, event in enumerate(self._events[: self._done]):
             if event.position.node == node and event.position.number >= number:
-                self._rewind(index)
+                at = self._point_before(index)
+                if at is None:
+                    self.behind = True
+                else:
+                    self._rewind(at)
                 return
 
     def advance(self, now_ms: int) -> AdminState:
         """The state of all events whose time has come: those at most 30 s ahead of `now_ms`."""
-        first = len(self._events)
-        held = []
-        for event in self._waiting:
-            if ahead(event.position.wall_ms, now_ms):
-                held.append(event)
-                continue
-            index = bisect.bisect(self._events, _order(event), key=_order)
-            self._events.insert(index, event)
-            first = min(first, index)
-        self._waiting = held
-        if first < len(self._verdicts):
-            self._rewind(first)
+        ready = [event for event in self._waiting if not ahead(event.position.wall_ms, now_ms)]
+        self._waiting = [event for event in self._waiting if ahead(event.position.wall_ms, now_ms)]
+        first = min((self._place(event) for event in ready), default=self._done)
+        at = self._point_before(first) if first < self._done else None
+        for event in ready:
+            if at is None and self._place(event) < self._done:
+                self.behind = True
+            else:
+                self._events.insert(self._place(event), event)
+        if at is not None:
+            self._rewind(at)
         self._run()
         return self.state
 
@@ -138,35 +153,23 @@ class AdminFold:
     def state(self) -> AdminState:
         """As of the last `advance`."""
         now = self._state
-        shown = tuple(command for _, command in self._commands[-COMMANDS_SHOWN:])
-        return AdminState(
-            dict(now.nodes), dict(now.roster), dict(now.cuts), now.spec, dict(self._forks), shown
-        )
+        return AdminState(dict(now.nodes), dict(now.roster), dict(now.cuts), now.spec, dict(self.forks))
 
-    def take_commands(self) -> list[Command]:
-        """Commands that count and were never handed out by this fold, in order."""
-        fresh = [command for _, command in self._commands if command.op_id not in self._given]
-        self._given.update(command.op_id for command in fresh)
-        return fresh
+    @property
+    def forks(self) -> Mapping[int, int]:
+        return self._rules.forks
 
-    def judged(self) -> list[tuple[AdminEvent, str | None]]:
-        """Every event in order with why it is void, None where it counts; those held back come last."""
-        held = sorted(self._waiting, key=_order)
-        return [
-            *zip(self._events, self._verdicts, strict=True),
-            *((event, f"ahead: dated {event.position.wall_ms}, its time has not come") for event in held),
-        ]
+    @property
+    def count(self) -> int:
+        """Records before those that are held."""
+        return self._first
 
-    def held(self) -> list[AdminEvent]:
-        """Events too far ahead to count yet."""
-        return sorted(self._waiting, key=_order)
+    def __contains__(self, op_id: object) -> bool:
+        return op_id in self._ops or op_id in self._ids
 
     def last_of(self, fingerprint: str) -> Position | None:
         """Position of the newest record that this key signed and that counts: what a revocation may name."""
-        for event, verdict in zip(reversed(self._events), reversed(self._verdicts), strict=True):
-            if verdict is None and fingerprint in event.keys:
-                return event.position
-        return None
+        return self._state.last.get(fingerprint)
 
     def refusal(self, event: AdminEvent, now_ms: int) -> Refused | None:
         """Why this event would not count if it were committed now, or None. Nothing changes."""
@@ -176,230 +179,191 @@ class AdminFold:
             by_s = (event.op.message.issued_at_ms - now_ms) / 1000
             return Refused("not_yet", f"the op is dated {by_s:.0f} s ahead of this node's clock")
         try:
-            self._judge_and_fold(self._state.copy(), event)
-        except _Void as why:
+            self._rules.fold(self._state.copy(), event, self)
+        except Void as why:
             return _refused(str(why))
         return None
 
+    def judge(self) -> Judge:
+        """What judges all records in order, from the first, as the state has it now."""
+        return Judge(self._genesis, self._state.cuts, self.forks)
+
+    def judged(self) -> list[tuple[AdminEvent, str | None]]:
+        """Every event in order with why it is void, None where it counts; those held back come last. Of a fold that
+        was never trimmed."""
+        judge = self.judge()
+        held = sorted(self._waiting, key=_order)
+        return [*((e, judge.fold(e)) for e in self._events), *((e, ahead_of_time(e)) for e in held)]
+
+    # --- holding less
+
+    def trim(self, keep: int) -> None:
+        """Holds no longer what stands before the last checkpoint that leaves at least `keep` events."""
+        fit = [n for n, p in enumerate(self._points) if p.at <= self._done - keep and self._fits(p)]
+        if self.behind or not fit or fit[-1] == 0:
+            return
+        at = fit[-1]
+        gone = self._points[at].at
+        for event in self._events[:gone]:
+            node, number = event.position.node, event.position.number
+            self._tops[node] = max(number, self._tops.get(node, 0))
+        self._ids.add(op_id for op_id, index in self._ops.items() if index < gone)
+        self._ops = {op_id: index - gone for op_id, index in self._ops.items() if index >= gone}
+        del self._events[:gone]
+        self._points = [point._replace(at=point.at - gone) for point in self._points[at:]]
+        self._done -= gone
+        self._first += gone
+
+    def checkpoint(self) -> Checkpoint | None:
+        """What stands before the events held; None while that isn't certain."""
+        point = self._points[0]
+        if self.behind or not point.final:
+            return None
+        ids = self._ids.packed()
+        return Checkpoint(self._first, point.end, point.state.copy(), ids, dict(self._tops), dict(self.forks))
+
+    def held(self) -> list[AdminEvent]:
+        """The events that are in no checkpoint."""
+        return [*self._events, *self._waiting]
+
     # --- folding
 
-    def _rewind(self, index: int) -> None:
-        """Forgets what was folded of the events from `index` on; they have changed."""
-        while self._checkpoints[-1][0] > index or not self._untouched(self._checkpoints[-1]):
-            self._checkpoints.pop()
-        self._reached = self._resume(self._checkpoints[-1])
+    def _place(self, event: AdminEvent) -> int:
+        """Which of the events held comes after it; -1 where it stands before all that may be."""
+        if event.position <= self._points[0].end:
+            return -1
+        return bisect.bisect(self._events, _order(event), key=_order)
 
-    def _untouched(self, checkpoint: tuple[int, _State]) -> bool:
-        """Whether no cut that was made after this checkpoint reaches back to before it."""
-        count, state = checkpoint
-        end = self._events[count - 1].position if count else BEGINNING
-        return all(end <= c.upto for key, c in self._state.cuts.items() if state.cuts.get(key) != c)
+    def _point_before(self, index: int) -> int | None:
+        """The last point from which to fold again what is changed from that event on; None where none is held."""
+        for at in range(len(self._points) - 1, -1, -1):
+            point = self._points[at]
+            if point.at <= index and point.final and self._fits(point):
+                return at
+        return None
 
-    def _resume(self, checkpoint: tuple[int, _State]) -> int:
-        """Goes back to a checkpoint; which event is next."""
-        done, state = checkpoint
-        self.refolded += max(0, len(self._verdicts) - done)
-        self._state = state.copy()
-        del self._verdicts[done:]
-        while self._commands and self._commands[-1][0] >= done:
-            self._commands.pop()
-        self._ops = {op_id: index for op_id, index in self._ops.items() if index < done}
-        return done
+    def _fits(self, point: _Point) -> bool:
+        return _untouched(point.end, point.state, self._state.cuts)
+
+    def _rewind(self, at: int) -> None:
+        """Forgets what was folded since that point."""
+        del self._points[at + 1 :]
+        point = self._points[at]
+        self.refolded += max(0, self._done - point.at)
+        self._state = point.state.copy()
+        self._done = point.at
+        self._ops = {op_id: index for op_id, index in self._ops.items() if index < point.at}
 
     def _run(self) -> None:
-        done = len(self._verdicts)
-        while done < len(self._events):
-            if done == self._reached and done % self._every == 0 and done > self._checkpoints[-1][0]:
-                self._checkpoints.append((done, self._state.copy()))
-                self._thin()
+        while self._done < len(self._events):
+            done = self._done
+            if done % self._every == 0 and done > self._points[-1].at:
+                self._points.append(_Point(done, self._events[done - 1].position, self._state.copy()))
             event = self._events[done]
-            before = self._state.cuts
+            before, last = self._state.cuts, dict(self._state.last) if _revokes(event) else {}
+            self._done += 1
             try:
-                self._judge_and_fold(self._state, event)
-                self._verdicts.append(None)
-                self._counts(event, done)
-            except _Void as why:
-                self._verdicts.append(str(why))
-            done += 1
-            self._reached = max(self._reached, done)
+                self._rules.fold(self._state, event, self)
+            except Void:
+                continue
+            if event.op is not None:
+                self._ops[event.op.op_id] = done
             if self._state.cuts is not before:
-                done = self._reach_back(event, done)
+                self._reach_back(before, last)
 
-    def _thin(self) -> None:
-        """Keeps the checkpoints few: near the end close together, further back ever wider apart."""
-        if len(self._checkpoints) > CHECKPOINTS_MAX:
-            half = CHECKPOINTS_MAX // 2
-            del self._checkpoints[1:half:2]
-
-    def _reach_back(self, revoked_by: AdminEvent, done: int) -> int:
-        """Begins again from before what the new cut makes void, if anything that counted; which event is next."""
+    def _reach_back(self, before: Mapping[str, Cut], last: Mapping[str, Position]) -> None:
+        """Begins again from before what the new cut makes void, if anything that counted."""
         cuts = self._state.cuts
-        assert revoked_by.op is not None and isinstance(revoked_by.op.args, Revoke)
-        cut = cuts[revoked_by.op.args.fingerprint]
-        hit = any(
-            verdict is None and event.position > cut.upto and cut.fingerprint in event.keys
-            for event, verdict in zip(self._events[: done - 1], self._verdicts, strict=False)
-        )
-        if not hit:
-            return done
-        done = self._resume(next(c for c in reversed(self._checkpoints) if self._untouched(c)))
-        self._state.cuts = dict(cuts)
-        return done
-
-    def _counts(self, event: AdminEvent, index: int) -> None:
-        if event.op is None:
+        new = next(cut for key, cut in cuts.items() if before.get(key) != cut)
+        counted = last.get(new.fingerprint)
+        if counted is None or counted <= new.upto:
             return
-        message = event.op.message
-        self._ops[message.op_id] = index
-        if event.op.verb in COMMANDS:
-            chains = tuple(event.op.args.chains) if isinstance(event.op.args, Chains) else ()
-            command = Command(
-                message.op_id,
-                event.op.verb,
-                message.target,
-                event.by or event.fingerprint or "",
-                event.position,
-                message.expires_at_ms,
-                chains,
-            )
-            self._commands.append((index, command))
+        for at in range(len(self._points) - 1, -1, -1):
+            if self._fits(self._points[at]):
+                self._rewind(at)
+                self._state.cuts = dict(cuts)
+                return
+        self.behind = True
 
-    def _judge_and_fold(self, state: _State, event: AdminEvent) -> None:
-        """Folds an event into the state, or raises _Void and leaves the state as it was."""
-        if event.wrong is not None:
-            raise _Void(event.wrong)
-        position = event.position
-        fork = self._forks.get(position.node)
-        if fork is not None and position.number >= fork:
-            raise _Void(f"forked: two records {fork} by node {id_text(position.node)}; frozen there")
-        if event.kind == OWN:
-            _own(state, event)
-        elif event.kind != RESULT:
-            assert event.op is not None
-            self._judge(state, event, event.op)
-            self._fold(state, event, event.op)
 
-    def _judge(self, state: _State, event: AdminEvent, op: Op) -> None:
-        message, position = op.message, event.position
-        for key in event.keys:
-            cut = state.cuts.get(key)
-            if cut is not None and position > cut.upto:
-                raise _Void(f"revoked: the key was revoked by {cut.by}")
-        if message.op_id in self._ops:
-            raise _Void("op_id_reused: an op of this id stands before it")
-        if position.wall_ms > message.expires_at_ms + FUTURE_MAX_MS:
-            raise _Void("expired: committed after it had expired")
-        if message.issued_at_ms > position.wall_ms + FUTURE_MAX_MS:
-            raise _Void("not_yet: committed before it was issued")
-        at_host = not op.of_mesh and message.target == id_text(position.node)
+class Judge:
+    """One pass over all records in order, with the `cuts` and `forks` of the state known: why each is void."""
+
+    def __init__(self, genesis: str | list[str], cuts: Mapping[str, Cut], forks: Mapping[int, int]) -> None:
+        self.cuts, self.forks = dict(cuts), dict(forks)
+        self.end = BEGINNING
+        self.state = Folded(roster=genesis_roster(genesis), cuts=dict(cuts))
+        self._rules = Rules(forks)
+        self._ids = _Ids(b"")
+
+    def fold(self, event: AdminEvent) -> str | None:
+        """Why the next record is void; None where it counts."""
+        self.end = event.position
         try:
-            lines = [self._line(grant) for grant in state.roster.values()]
-            operator = judge(lines, event.signer or b"", None, position.wall_ms)
-            operator.check_presence(event.flags)
-        except Refused as why:
-            if at_host:
-                return  # its host's file lets the key in, which the node vouches for by committing it
-            raise _Void(f"{why.code}: {_of_roster(why)}") from None
-        if not suffices(operator.role, op.role) and not at_host:
-            raise _Void(f"role: {op.verb} needs role {op.role}, {operator.comment} has {operator.role}")
-
-    def _fold(self, state: _State, event: AdminEvent, op: Op) -> None:
-        by, args, message = event.by or event.fingerprint or "", op.args, op.message
-        at_ms = event.position.wall_ms
-        if isinstance(args, GrantLine):
-            self._grant(state, event, args, by)
-        elif isinstance(args, Revoke):
-            self._revoke(state, event, args, by)
-        elif isinstance(args, ApplySpec):
-            state.spec = Spec(message.op_id, args.sha256, by, event.position)
-        elif op.verb not in COMMANDS:
-            was = state.nodes.get(message.target, Desired())
-            change = _DESIRED[op.verb]
-            now = change(was, getattr(args, "deadline_ms", None), at_ms, by, message.op_id)
-            state.nodes[message.target] = msgspec.structs.replace(now, changed=event.position)
-
-    def _grant(self, state: _State, event: AdminEvent, args: GrantLine, by: str) -> None:
-        try:
-            grant, _ = grant_of(args.line, by=by, at_ms=event.position.wall_ms, op_id=event.op_id)
-        except LocalError as why:
-            raise _Void(f"bad_line: {why}") from None
-        cut = state.cuts.get(grant.fingerprint)
-        if cut is not None and cut.at < event.position:
-            raise _Void("revoked_key: that key was revoked; a new one is needed")
-        roster = {**state.roster, grant.fingerprint: grant}
-        if not _has_admin(roster):
-            raise _Void("last_admin: nobody would be left to administer the mesh")
-        state.roster = roster
-
-    def _revoke(self, state: _State, event: AdminEvent, args: Revoke, by: str) -> None:
-        key, here = args.fingerprint, event.position
-        upto = here
-        if args.last is not None:
-            wall_ms, counter, node, number = args.last
-            upto = min(here, Position(wall_ms, counter, int(node, 16), number))
-        roster = {name: grant for name, grant in state.roster.items() if name != key}
-        if not _has_admin(roster):
-            raise _Void("last_admin: nobody would be left to administer the mesh")
-        state.roster = roster
-        known = state.cuts.get(key)
-        if known is None:
-            state.cuts = {**state.cuts, key: Cut(key, upto, by, event.op_id, here)}
-        elif upto < known.upto:
-            state.cuts = {**state.cuts, key: msgspec.structs.replace(known, upto=upto)}
-
-    def _line(self, grant: Grant) -> Line:
-        line = self._lines.get(grant.line)
-        if line is None:
-            line = self._lines[grant.line] = grant_of(grant.line)[1]
-            line.sources = None  # from where it came was judged by the node that committed it
-        return line
+            self._rules.fold(self.state, event, self._ids)
+        except Void as why:
+            return str(why)
+        if event.op is not None:
+            self._ids.add([event.op.op_id])
+        return None
 
 
-def _own(state: _State, event: AdminEvent) -> None:
-    node = id_text(event.position.node)
-    said, reason = event.fields.get("state"), event.fields.get("reason")
-    if event.verb != "maintenance" or said not in MAINTENANCE_STATES:
-        raise _Void("malformed: no word on itself that a node can give")
-    state.nodes[node] = msgspec.structs.replace(
-        state.nodes.get(node, Desired()),
-        maintenance_state=said,
-        maintenance_reason=reason[:256] if isinstance(reason, str) else None,
-        changed=event.position,
-    )
+class _Ids:
+    """Op ids, 16 bytes each."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+        self._loose: set[bytes] = set()
+
+    def __contains__(self, op_id: object) -> bool:
+        if not isinstance(op_id, str):
+            return False
+        key = ulid_bytes(op_id)
+        if key in self._loose:
+            return True
+        count = len(self._packed) // ID_BYTES
+        at = bisect.bisect_left(range(count), key, key=self._at)
+        return at < count and self._at(at) == key
+
+    def add(self, op_ids: Iterable[str]) -> None:
+        self._loose.update(map(ulid_bytes, op_ids))
+        if len(self._loose) > IDS_LOOSE:
+            self.packed()
+
+    def packed(self) -> bytes:
+        """All of them, in order."""
+        if self._loose:
+            old = map(self._at, range(len(self._packed) // ID_BYTES))
+            self._packed = b"".join(sorted({*old, *self._loose}))
+            self._loose.clear()
+        return self._packed
+
+    def _at(self, index: int) -> bytes:
+        return self._packed[index * ID_BYTES : (index + 1) * ID_BYTES]
 
 
-def _changed(**fields: Any) -> Callable[..., Desired]:
-    return lambda was, deadline_ms, at_ms, by, op_id: msgspec.structs.replace(was, **fields)
+def mark_of_genesis(mesh: str, genesis: str | list[str]) -> bytes:
+    """What a fold's checkpoints are kept under: another for another fold, mesh or roster of the beginning."""
+    lines = sorted(grant.line for grant in genesis_roster(genesis).values())
+    return hashlib.sha256("\n".join([f"{FOLD_VERSION} {mesh}", *lines]).encode()).digest()[:16]
 
 
-def _drained(was: Desired, deadline_ms: int | None, at_ms: int, by: str, op_id: str) -> Desired:
-    return msgspec.structs.replace(was, drain=Drain(at_ms, deadline_ms, by, op_id))
+def ahead_of_time(event: AdminEvent) -> str:
+    """Why a record that is dated ahead doesn't count yet."""
+    return f"ahead: dated {event.position.wall_ms}, its time has not come"
 
 
-def _entered(was: Desired, deadline_ms: int | None, at_ms: int, by: str, op_id: str) -> Desired:
-    return msgspec.structs.replace(was, maintenance=True, maintenance_deadline_ms=deadline_ms)
+def _untouched(end: Position, state: Folded, cuts: Mapping[str, Cut]) -> bool:
+    """Whether none of the cuts that this state doesn't know reaches back to before its end."""
+    return all(end <= cut.upto for key, cut in cuts.items() if state.cuts.get(key) != cut)
 
 
-_DESIRED: dict[str, Callable[..., Desired]] = {
-    "cordon": _changed(cordoned=True),
-    "uncordon": _changed(cordoned=False),
-    "drain": _drained,
-    "resume": _changed(drain=None),
-    "maintenance_enter": _entered,
-    "maintenance_exit": _changed(maintenance=False, maintenance_deadline_ms=None),
-}
+def _revokes(event: AdminEvent) -> bool:
+    return event.op is not None and event.op.verb == "revoke_operator"
 
 
 def _order(event: AdminEvent) -> tuple[Position, bytes]:
     return event.position, event.digest
-
-
-def _has_admin(roster: dict[str, Grant]) -> bool:
-    return any(grant.role == "admin" for grant in roster.values())
-
-
-def _of_roster(why: Refused) -> str:
-    return why.sentence.replace("authorized_operators here", "the roster")
 
 
 def _refused(text: str) -> Refused:

@@ -49,11 +49,6 @@ COMMANDS = frozenset(
 """Verbs that are done once, at their target, and that the fold only lists. All others are desired state."""
 
 
-def decode(message: bytes) -> Op:
-    """The op in these bytes, of a node or of the mesh; Refused as `opmessage.decode_op` does."""
-    return decode_op(message)
-
-
 def op_body(op: Op, message: bytes, signature: str, by: str, content: bytes | None = None) -> dict[str, Any]:
     """The body of an OP record, without its stamp. `by`: whom the committing node found the signer to be."""
     body: dict[str, Any] = {
@@ -153,7 +148,7 @@ def _read_op(facts: dict[str, Any], body: dict[str, Any], node: int, mesh: str, 
         raise Refused("malformed", "no signed message in it")
     signer = _signer(signature) if checked else None
     signer = signer or sshsig.verify(message, signature, NAMESPACE)
-    op = decode(message)
+    op = decode_op(message)
     asked = op.message
     if asked.mesh != mesh:
         raise Refused("wrong_mesh", f"signed for mesh {asked.mesh}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from agent.chain.hlc import Position
+from agent.chain.hlc import BEGINNING, Position
 from agent.operators import Line, parse
 from discovery.errors import LocalError
 from discovery.sshkey import PublicKey
@@ -34,6 +34,9 @@ class Cut(msgspec.Struct, frozen=True):
     by: str
     op_id: str | None
     at: Position
+    """Of the revocation that made it."""
+    set_at: Position = BEGINNING
+    """Of the one that set `upto`."""
 
 
 class Drain(msgspec.Struct, frozen=True):
@@ -58,18 +61,6 @@ class Desired(msgspec.Struct, frozen=True):
     changed: Position | None = None
 
 
-class Command(msgspec.Struct, frozen=True):
-    """Something to be done once, by its target, and not after `expires_at_ms` (in the target's clock)."""
-
-    op_id: str
-    verb: str
-    target: str
-    by: str
-    position: Position
-    expires_at_ms: int
-    chains: tuple[str, ...] = ()
-
-
 class Spec(msgspec.Struct, frozen=True):
     """The spec in force. Its bytes are in its record: `AdminChain.content`."""
 
@@ -88,12 +79,25 @@ class AdminState(msgspec.Struct, frozen=True):
     spec: Spec | None = None
     forks: dict[int, int] = {}
     """Nodes whose feed is forked, and the record number at which it is frozen."""
-    commands: tuple[Command, ...] = ()
-    """The last of those that count, oldest first."""
 
     def desired(self, node: str) -> Desired:
         """What that node is to be; a node that nobody spoke of is to be as it is."""
         return self.nodes.get(node, Desired())
+
+
+class Folded(msgspec.Struct):
+    """What the fold goes on from: the state of so many records, and what judges the next one. Copied before it changes
+    in another direction; its values are never changed."""
+
+    nodes: dict[str, Desired] = {}
+    roster: dict[str, Grant] = {}
+    cuts: dict[str, Cut] = {}
+    spec: Spec | None = None
+    last: dict[str, Position] = {}
+    """Position of the newest record of each key that counts."""
+
+    def copy(self) -> Folded:
+        return Folded(dict(self.nodes), dict(self.roster), dict(self.cuts), self.spec, dict(self.last))
 
 
 def genesis_roster(lines: str | list[str]) -> dict[str, Grant]:

@@ -8,15 +8,15 @@ has to believe anything but that these are the files.
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from agent.chain.adminop import OP, OWN, RESULT, AdminEvent
+from agent.chain.adminop import ADMIN, OP, OWN, AdminEvent
 from agent.chain.adminstate import AdminState
 from agent.chain.hlc import Position
 from agent.chain.record import Record
@@ -27,7 +27,6 @@ from discovery.identity import id_text
 from discovery.sshkey import Certificate, PublicKey
 
 KEYS = ("at_ms", "op_id", "op", "target", "operator", "result", "reason", "verified")
-PAGE_BYTES = 700_000
 PRINCIPAL = "operator"
 ALLOWED_SIGNERS = "allowed_signers"
 README = (
@@ -37,58 +36,80 @@ README = (
 )
 
 Row = dict[str, Any]
-Told = dict[tuple[str, str], tuple[str | None, str | None]]
-"""Result and reason of an op, by who tells and its id: only its target's word on it counts."""
+Outcome = tuple[str | None, str | None]
+"""Result and reason of an op."""
+Told = Callable[[int, str], Outcome]
+"""What a node said of an op: only its target's word on it counts."""
+PUT = "put"
+"""What the audit calls an artifact that was put."""
+TAKEN = "control.op"
+REFUSED = "control.refused"
+CHECKED_MAX = 8192
+_checked: dict[bytes, bool] = {}
+_COMMON: dict[Outcome, Outcome] = {(said, None): (said, None) for said in ("done", "accepted", "refused")}
 
 
-def rows(
-    judged: Iterable[tuple[AdminEvent, str | None]],
-    journals: Mapping[str, Iterable[Record]],
-    *,
-    with_bytes: bool = False,
-) -> list[Row]:
-    """The audit, oldest first: the promised KEYS, and `node` (who recorded it, id text), `fingerprint`, `position`.
+class Entry(NamedTuple):
+    """One row of an audit, as it is listed: when, of which op, and where it is kept."""
 
-    `journals`: what is here of each node's action chain, by id text. `result` is `done`, `accepted` or `refused` as
-    the target told, `void` for what counts nowhere, `ahead` for what is yet to count. `verified`: the operator's
-    signature was checked and holds; None where nothing signed is kept. `with_bytes` adds `message` and `signature`."""
-    events = list(judged)
-    told: Told = {}
-    taken: list[Row] = []
-    refused: list[Row] = []
-    for node, records in journals.items():
-        for record in records:
-            _read_journal(node, record, told, taken, refused)
-    for event, verdict in events:
-        if event.kind == RESULT and verdict is None and event.op_id is not None:
-            fields = event.fields
-            said = (_text(fields.get("result")), _text(fields.get("reason")))
-            told[id_text(event.position.node), event.op_id] = said
-    found = [_of_event(event, verdict, told) for event, verdict in events if event.kind != RESULT]
-    chained = {row["op_id"] for row in found}
-    for row in taken:
-        if row["op_id"] not in chained:
-            row["result"], row["reason"] = told.get((row["node"], row["op_id"]), (None, None))
-            row["verified"] = _verified(row["message"], row["signature"]) is not None
-            found.append(row)
-    found += refused
-    found.sort(key=lambda row: (row["at_ms"], row["op_id"] or ""))
-    if not with_bytes:
-        for row in found:
-            row.pop("message", None)
-            row.pop("signature", None)
-    return found
+    at_ms: int
+    op_id: str
+    chain: str
+    """The admin chain, or a node's own."""
+    node: int
+    number: int
+    verdict: str | None = None
 
 
-def page(found: Sequence[Row], offset: int, most_bytes: int = PAGE_BYTES) -> dict[str, Any]:
-    """As many rows from `offset` on as go into one frame: `{rows, next}`, `next` None at the end."""
-    size, at = 0, max(0, offset)
-    while at < len(found):
-        size += len(msgspec.msgpack.encode(found[at]))
-        if size > most_bytes and at > offset:
-            return {"rows": list(found[offset:at]), "next": at}
-        at += 1
-    return {"rows": list(found[max(0, offset) : at]), "next": None}
+class Index:
+    """What an audit lists, without any of its bytes. Events of the admin chain and records of journals are told to it
+    once each."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[int, str], Outcome] = {}
+        self._told_alone: dict[tuple[int, str], Outcome] = {}
+        """By journals."""
+        self._chained: list[Entry] = []
+        self._taken: list[Entry] = []
+        self._refused: list[Entry] = []
+        self._ids: set[str] = set()
+        """Ops on the admin chain."""
+
+    def event(self, event: AdminEvent, verdict: str | None) -> None:
+        """A record of the admin chain that is no RESULT, with why it is void."""
+        position, op_id = event.position, event.op_id or ""
+        where = (ADMIN, position.node, position.number)
+        self._chained.append(Entry(position.wall_ms, op_id, *where, verdict))
+        self._ids.add(op_id)
+
+    def result(self, node: int, body: Mapping[str, Any]) -> None:
+        """The body of a RESULT record of that node which counts."""
+        self._told[node, _text(body.get("op_id")) or ""] = _outcome(body.get("result"), body.get("reason"))
+
+    def record(self, chain: str, node: int, record: Record) -> None:
+        """A record of that node's own chain."""
+        body = record.body or {}
+        op_id = _text(body.get("op_id")) or ""
+        if record.kind == "control.result":
+            self._told_alone[node, op_id] = _outcome(body.get("result"), body.get("reason"))
+        elif record.kind in (TAKEN, REFUSED):
+            entry = Entry(record.emitted_at_ms, op_id, chain, node, record.id)
+            (self._taken if record.kind == TAKEN else self._refused).append(entry)
+
+    def told(self, node: int, op_id: str) -> Outcome:
+        """What that node said of an op; nothing where it didn't."""
+        key = (node, op_id)
+        return self._told.get(key) or self._told_alone.get(key) or (None, None)
+
+    def listing(self) -> list[Entry]:
+        """All of it, oldest first; an op that is on the admin chain is not listed again as taken."""
+        taken = (entry for entry in self._taken if entry.op_id not in self._ids)
+        return sorted([*self._chained, *taken, *self._refused], key=lambda entry: entry[:2])
+
+
+def without_bytes(row: Row) -> Row:
+    """The row without what was signed."""
+    return {key: value for key, value in row.items() if key not in ("message", "signature")}
 
 
 def operators(state: AdminState, last_of: Mapping[str, Position | None]) -> list[Row]:
@@ -126,9 +147,11 @@ def named(position: Position | None) -> list[Any] | None:
 # --- from the chains
 
 
-def _of_event(event: AdminEvent, verdict: str | None, told: Told) -> Row:
+def row_of_event(event: AdminEvent, verdict: str | None, told: Told) -> Row:
+    """The row of a record of the admin chain."""
     target = event.targets[0] if event.targets else None
-    result, reason = told.get((target or "", event.op_id or ""), (None, None))
+    by = int(target, 16) if target is not None else -1
+    result, reason = told(by, event.op_id or "")
     if verdict is not None:
         result, reason = "ahead" if verdict.startswith("ahead: ") else "void", verdict
     elif event.kind == OWN:
@@ -152,38 +175,30 @@ def _of_event(event: AdminEvent, verdict: str | None, told: Told) -> Row:
     }
 
 
-def _read_journal(
-    node: str,
-    record: Record,
-    told: Told,
-    taken: list[Row],
-    refused: list[Row],
-) -> None:
+def row_of_record(node: int, record: Record, told: Told) -> Row:
+    """The row of a record of a node's own chain: an op that it took, or one that it refused."""
     body = record.body or {}
-    op_id = _text(body.get("op_id"))
-    if record.kind == "control.result" and op_id is not None:
-        told[node, op_id] = (_text(body.get("result")), _text(body.get("reason")))
-    elif record.kind in ("control.op", "control.refused"):
-        row: Row = {
-            "at_ms": record.emitted_at_ms,
-            "op_id": op_id,
-            "op": _text(body.get("op")),
-            "target": _text(body.get("target")),
-            "operator": _text(body.get("operator") or body.get("by") or body.get("fingerprint")),
-            "result": None,
-            "reason": None,
-            "verified": None,
-            "node": node,
-            "fingerprint": _text(body.get("fingerprint")),
-            "position": None,
-        }
-        if record.kind == "control.refused":
-            row["result"] = "refused"
-            row["reason"] = ": ".join(filter(None, (_text(body.get("code")), _text(body.get("reason")))))
-            refused.append(row)
-            return
-        row["message"], row["signature"] = _signed(body)
-        taken.append(row)
+    row: Row = {
+        "at_ms": record.emitted_at_ms,
+        "op_id": _text(body.get("op_id")),
+        "op": _text(body.get("op")),
+        "target": _text(body.get("target")),
+        "operator": _text(body.get("operator") or body.get("by") or body.get("fingerprint")),
+        "result": None,
+        "reason": None,
+        "verified": None,
+        "node": id_text(node),
+        "fingerprint": _text(body.get("fingerprint")),
+        "position": None,
+    }
+    if record.kind == REFUSED:
+        row["result"] = "refused"
+        row["reason"] = ": ".join(filter(None, (_text(body.get("code")), _text(body.get("reason")))))
+        return row
+    row["message"], row["signature"] = _signed(body)
+    row["result"], row["reason"] = told(node, row["op_id"] or "")
+    row["verified"] = _holds(row["message"], row["signature"])
+    return row
 
 
 def _signed(body: Mapping[str, Any]) -> tuple[bytes | None, str | None]:
@@ -196,16 +211,27 @@ def _signed(body: Mapping[str, Any]) -> tuple[bytes | None, str | None]:
 def _verified(message: Any, signature: Any) -> sshsig.SignerKey | None:
     if not isinstance(message, bytes) or not isinstance(signature, str):
         return None
-    return _checked(message, signature)
-
-
-@lru_cache(maxsize=8192)
-def _checked(message: bytes, signature: str) -> sshsig.SignerKey | None:
-    """Pages of one audit are made one after another; each signature is checked once."""
     try:
         return sshsig.verify(message, signature, NAMESPACE)
     except QuarterdeckError:
         return None
+
+
+def _holds(message: bytes | None, signature: str | None) -> bool:
+    """Whether that is a signature of these bytes. Audits are made again and again; each is checked once."""
+    if message is None or signature is None:
+        return False
+    key = hashlib.sha256(b"%d " % len(message) + message + signature.encode()).digest()
+    if key not in _checked:
+        if len(_checked) >= CHECKED_MAX:
+            _checked.clear()
+        _checked[key] = _verified(message, signature) is not None
+    return _checked[key]
+
+
+def _outcome(result: Any, reason: Any) -> Outcome:
+    said = (_text(result), _text(reason))
+    return _COMMON.get(said, said)
 
 
 def _text(value: Any) -> str | None:

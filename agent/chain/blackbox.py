@@ -18,7 +18,7 @@ TEXT_MAX = 256
 STATE_CHANGED = "node.state_changed"
 STOPPING = "node.stopping"
 VITALS = "node.vitals"
-"""Body `{cpu, mem, disk}`, shares of the host from 0 to 1."""
+"""Body `{cpu, mem, disk, running, total}`: shares of the host from 0 to 1; daemons that run, and that run or shall."""
 DAEMON = "daemon.changed"
 """Body `{name, state, health, reason, restarts, pid}`: how a daemon is from now on; state `gone` takes it off."""
 

@@ -10,17 +10,19 @@ import contextlib
 import hashlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from agent.chain import feedtables, tables
 from agent.chain.feedtables import BETWEEN, key_of, number_of
-from agent.chain.record import Record, decode, hash_of
+from agent.chain.file import CACHE
+from agent.chain.record import Record, decode, hash_of, readable
 from agent.chain.weighing import Feed, Head, Link, Parcel, Row, Span, first_link
 from discovery.errors import RemoteError
 
 READ_ROWS = 512
+_NONE: Mapping[bytes, Feed] = {}
 RECORD_BYTES_MIN = 64
 """No record is shorter: more of them than fit into a feed's bytes are not there."""
 
@@ -66,6 +68,7 @@ class FeedReader:
         self._feeds: dict[tuple[str, bytes], Feed] = {}
         self._chains: dict[str, dict[bytes, Feed]] = {}
         self._reader: sqlite3.Connection
+        self._forgone: dict[tuple[str, bytes], int] = {}
         self._stale = False
         """The file is another one: the reader is to be opened again."""
 
@@ -76,6 +79,10 @@ class FeedReader:
     def feeds(self, chain: str) -> list[Feed]:
         """How each feed of a chain stands, by node."""
         return sorted(self._chains.get(chain, {}).values(), key=lambda feed: feed.node)
+
+    def standing(self, chain: str) -> Mapping[bytes, Feed]:
+        """The same by writer: the same object as long as none of them has changed."""
+        return self._chains.get(chain, _NONE)
 
     def heads(self, chain: str) -> dict[bytes, Head]:
         """The version vector of a chain."""
@@ -88,7 +95,21 @@ class FeedReader:
     def missing(self, chain: str | None = None) -> list[Missing]:
         """What is to be fetched again: records that were damaged here, or that nobody asked so far had."""
         feeds = [f for f in list(self._feeds.values()) if f.holes and chain in (None, f.chain)]
-        return [Missing(f.chain, f.writer, f.holes) for f in feeds]
+        found = [Missing(f.chain, f.writer, self._wanted(f)) for f in feeds]
+        return [missing for missing in found if missing.spans]
+
+    def lacking(self, feed: Feed) -> int:
+        """How many records of a feed are to be fetched again."""
+        return sum(last - first + 1 for first, last in self._wanted(feed))
+
+    def forgo(self, chain: str, writer: bytes, upto: int) -> None:
+        """Asks nobody any more for what is missing up to that number: all who could have it have given it up. Until the
+        process ends; then they are asked once more."""
+        self._forgone[chain, writer] = max(upto, self._forgone.get((chain, writer), 0))
+
+    def _wanted(self, feed: Feed) -> tuple[Span, ...]:
+        gone = self._forgone.get((feed.chain, feed.writer), 0)
+        return tuple((max(first, gone + 1), last) for first, last in feed.holes if last > gone)
 
     def end_of(self, chain: str, writer: bytes) -> Link:
         """Where the next record of that feed links to."""
@@ -122,9 +143,11 @@ class FeedReader:
         return Given(parcels, diverged, False)
 
     def between(self, chain: str, writer: bytes, spans: Sequence[Span], limit_bytes: int) -> list[Parcel]:
-        """Records of these numbers, as far as they are here."""
+        """Records of these numbers, as far as they are here; with a parcel that says so where they were cut."""
         feed = self._feeds.get((chain, writer))
         parcels = []
+        if feed is not None and any(first <= feed.base.id for first, _ in spans):
+            parcels.append(Parcel(writer, feed.base, cut=True))
         for first, last in spans if feed is not None else ():
             assert feed is not None
             rows, holes, _ = self._stretch(feed, max(1, first), min(last, feed.head.id), limit_bytes)
@@ -140,16 +163,21 @@ class FeedReader:
         feed = self._feeds.get((chain, writer))
         return [Link(n, hash_of(blob)) for n, blob, _ in self._rows(feed, first, last)] if feed else []
 
-    def records(self, chain: str, writer: bytes | None = None, after: int = 0) -> Iterator[Stored]:
+    def records(
+        self, chain: str, writer: bytes | None = None, after: int = 0, upto: int | None = None
+    ) -> Iterator[Stored]:
         """The records of a chain, feed by feed, those of a feed in order. One that was damaged is left out and told;
         it is read in steps, so any number of them takes little memory."""
-        for feed in self.feeds(chain):
-            if writer in (None, feed.writer):
-                for _, blob, _ in self._rows(feed, max(after, feed.base.id) + 1, feed.head.id):
-                    try:
-                        yield Stored(feed.writer, decode(blob), hash_of(blob))
-                    except RemoteError:
-                        self.counters["record_unreadable"] += 1
+        found = [self._feeds.get((chain, writer))] if writer is not None else self.feeds(chain)
+        for feed in found:
+            if feed is None:
+                return
+            last = feed.head.id if upto is None else min(upto, feed.head.id)
+            for _, blob, _ in self._rows(feed, max(after, feed.base.id) + 1, last):
+                try:
+                    yield Stored(feed.writer, decode(blob), hash_of(blob))
+                except RemoteError:
+                    self.counters["record_unreadable"] += 1
 
     def tail(self, chain: str, writer: bytes, count: int) -> list[Stored]:
         """The newest `count` records of a feed, oldest first."""
@@ -191,6 +219,8 @@ class FeedReader:
         holes: list[Span] = []
         at = first - 1
         for number, blob, sig in self._rows(feed, first, last):
+            if not readable(blob):  # a hole to others, until a build that reads it is back
+                continue
             if rows and limit_bytes < len(blob) + len(sig) + 16:
                 return rows, holes, True
             if number > at + 1:
@@ -225,7 +255,10 @@ class FeedReader:
 
     def _read_connection(self) -> sqlite3.Connection:
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=1.0, check_same_thread=False)
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=1.0, check_same_thread=False)
+        with contextlib.suppress(sqlite3.Error):
+            db.execute(CACHE)
+        return db
 
     def _suspect(self, what: tuple[Feed, int] | None, reason: str, *, broken: bool = False) -> None:
         """Reports a record, or with `broken` the file, that was found damaged."""

@@ -19,9 +19,10 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from heapq import merge
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,6 +36,7 @@ from agent.chain.record import (
     DISPATCHED,
     Disposition,
     Record,
+    UnsupportedVersion,
     encode,
     hash_of,
     sign,
@@ -171,7 +173,8 @@ class FeedStore(FeedReader):
     async def retain(
         self, chain: str, *, keep_bytes: int, keep_ms: int, floor: dict[bytes, int] | None = None
     ) -> int:
-        """Cuts the old end of a chain's feeds: what is older than `keep_ms`, and the oldest beyond `keep_bytes` in all.
+        """Cuts the old end of a chain's feeds: what is older than `keep_ms`, and the oldest beyond `keep_bytes` in all,
+        whosever they are.
         No record above a feed's `floor` is cut (its number in the last checkpoint; for the admin chain 0 unless
         given), nor the newest. How many went."""
         return await self._do(lambda: self._retain(chain, keep_bytes, keep_ms, floor), False)
@@ -409,14 +412,9 @@ class FeedStore(FeedReader):
     def _note(self, chain: str, feed: Feed, weighed: Weighed, taken: Taken) -> None:
         who = f"chain {chain}, feed of {id_text(feed.node)}"
         if weighed.unsupported is not None:
-            said = f"{who}: {weighed.unsupported}; update this node"
-            if self.unsupported.get((chain, feed.writer)) != said:
-                self.unsupported[(chain, feed.writer)] = said
-                self.problems.append(said)
-            taken.trouble.append(said)
-            self.counters["unsupported_version"] += 1
-        elif weighed.add:
-            self.unsupported.pop((chain, feed.writer), None)
+            taken.trouble.append(self._unread(feed, weighed.unsupported))
+        elif weighed.add and (said := self.unsupported.pop((chain, feed.writer), None)) in self.problems:
+            self.problems.remove(said or "")
         if weighed.bad is not None:
             taken.trouble.append(f"{who}: {weighed.bad}")
             self.counters["record_refused"] += 1
@@ -427,6 +425,23 @@ class FeedStore(FeedReader):
             taken.diverged.append(feed.writer)
         if weighed.behind:
             taken.behind.append(feed.writer)
+
+    def _found(self, feed: Feed, wrong: Sequence[tuple[int, RemoteError]]) -> None:
+        """Sets aside what was found damaged, and names what is only in another format: it stays for a build that reads
+        it."""
+        for number, why in wrong:
+            if isinstance(why, UnsupportedVersion):
+                self._unread(feed, why)
+            else:
+                self._set_aside(feed.chain, feed.writer, number, str(why))
+
+    def _unread(self, feed: Feed, why: UnsupportedVersion) -> str:
+        said = f"chain {feed.chain}, feed of {id_text(feed.node)}: {why}"
+        if self.unsupported.get((feed.chain, feed.writer)) != said:
+            self.unsupported[(feed.chain, feed.writer)] = said
+            self.problems.append(said)
+        self.counters["unsupported_version"] += 1
+        return said
 
     def _set_aside(self, chain: str, writer: bytes, number: int, reason: str) -> None:
         feed = self._feed(chain, writer)
@@ -442,31 +457,37 @@ class FeedStore(FeedReader):
     def _retain(self, chain: str, keep_bytes: int, keep_ms: int, floor: dict[bytes, int] | None) -> int:
         db, gone = self._file.db, 0
         before_ms = self._now_ms() - keep_ms
-        feeds = list(self._chains.get(chain, {}).values())
-        over = sum(feed.bytes for feed in feeds) - keep_bytes
-        for feed in sorted(feeds, key=lambda f: -f.bytes):
-            most = feed.head.id - 1
-            if floor is not None or chain == ADMIN:
-                most = min(most, (floor or {}).get(feed.writer, 0))
-            cut: Link | None = None
-            freed = 0
-            sql = "SELECT id, at_ms, blob, length(sig) FROM records WHERE id BETWEEN ? AND ? ORDER BY id"
-            for key, at_ms, blob, sig_size in db.execute(
-                sql, (key_of(feed.id, feed.base.id + 1), key_of(feed.id, most))
-            ):
-                if at_ms >= before_ms and over <= 0:
-                    break
-                freed += len(blob) + sig_size
-                over -= len(blob) + sig_size
-                gone += 1
-                cut = Link(number_of(key), hash_of(blob))
-            if cut is None:
-                continue
+        feeds = {feed.writer: feed for feed in self._chains.get(chain, {}).values()}
+        over = sum(feed.bytes for feed in feeds.values()) - keep_bytes
+        cuts: dict[bytes, tuple[Link, int]] = {}
+        for writer, at_ms, link, size in merge(
+            *(self._oldest(feed, floor) for feed in feeds.values()), key=lambda row: row[1]
+        ):
+            if at_ms >= before_ms and over <= 0:
+                break
+            over -= size
+            gone += 1
+            cuts[writer] = (link, size + (cuts[writer][1] if writer in cuts else 0))
+        for writer, (cut, freed) in cuts.items():
+            feed = feeds[writer]
             span = (key_of(feed.id, 0), key_of(feed.id, cut.id))
             db.execute("DELETE FROM records WHERE id BETWEEN ? AND ?", span)
             holes = tuple((max(a, cut.id + 1), b) for a, b in feed.holes if b > cut.id)
             self._keep(msgspec.structs.replace(feed, base=cut, holes=holes, bytes=feed.bytes - freed))
         return gone
+
+    def _oldest(self, feed: Feed, floor: dict[bytes, int] | None) -> Iterator[tuple[bytes, int, Link, int]]:
+        """Of each record that may be cut, from the oldest on: its writer, when it was emitted (no earlier than those
+        before it), its link and its size."""
+        most = feed.head.id - 1
+        if floor is not None or feed.chain == ADMIN:
+            most = min(most, (floor or {}).get(feed.writer, 0))
+        sql = "SELECT id, at_ms, blob, length(sig) FROM records WHERE id BETWEEN ? AND ? ORDER BY id"
+        latest = 0
+        span = (key_of(feed.id, feed.base.id + 1), key_of(feed.id, most))
+        for key, at_ms, blob, sig_size in self._file.db.execute(sql, span):
+            latest = max(latest, at_ms)
+            yield feed.writer, latest, Link(number_of(key), hash_of(blob)), len(blob) + sig_size
 
     def _drop(self, chain: str, own: bool) -> None:
         feeds = self._chains.get(chain, {})
@@ -492,8 +513,7 @@ class FeedStore(FeedReader):
                 continue
             first = max(number if feed.id == feed_id else 0, feed.base.id) + 1
             wrong, seen = feedtables.judge(self._file.db, feed, first, feed.head.id, records)
-            for bad, reason in wrong:
-                self._set_aside(feed.chain, feed.writer, bad, reason)
+            self._found(feed, wrong)
             records -= max(1, seen - first + 1)
             self._scrub_at = (feed.id, seen)
         if records > 0:
@@ -537,12 +557,10 @@ class FeedStore(FeedReader):
             self.problems.append(f"chains {self.path}: record {number_of(key)} belongs to no feed")
         for feed in feeds:
             first = max(feed.base.id, feed.head.id - feedtables.TAIL_CHECKED) + 1
-            for number, reason in feedtables.judge(
-                db, feed, first, feed.head.id, feedtables.TAIL_CHECKED + 1
-            )[0]:
-                self._change = _Change()
-                self._set_aside(feed.chain, feed.writer, number, reason)
-                self._keep_feeds(self._change.feeds)
+            wrong, _ = feedtables.judge(db, feed, first, feed.head.id, feedtables.TAIL_CHECKED + 1)
+            self._change = _Change()
+            self._found(feed, wrong)
+            self._keep_feeds(self._change.feeds)
 
     def _replace(self, reason: str, *, opening: bool = False, carry: bool = True) -> None:
         """Moves the file aside and begins another with what can still be read of it."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from agent.chain.record import CONTEXT, decode, hash_of
+from agent.chain.record import CONTEXT, UnsupportedVersion, decode, hash_of
 from agent.chain.tables import QUARANTINE_MAX, WAL_PAGES_MAX, Newer
 from agent.chain.weighing import NUMBER_MAX, Feed, Fork, Link, Row, Span, first_link
 from discovery.errors import RemoteError
@@ -224,10 +224,10 @@ def _measured(db: sqlite3.Connection, feed: Feed) -> Feed:
 
 def judge(
     db: sqlite3.Connection, feed: Feed, first: int, last: int, most: int
-) -> tuple[list[tuple[int, str]], int]:
+) -> tuple[list[tuple[int, RemoteError]], int]:
     """What is wrong with the records `first`…`last` of a feed, `most` of them, and the number of the last looked at.
-    Full: sum, signature, number and link of each."""
-    wrong: list[tuple[int, str]] = []
+    Full: sum, signature, number and link of each. UnsupportedVersion: sound, as far as this build can tell."""
+    wrong: list[tuple[int, RemoteError]] = []
     before: Link | None = feed.base if first == feed.base.id + 1 else None
     seen = first - 1
     for row in db.execute(BETWEEN, (key_of(feed.id, first), key_of(feed.id, last), most)):
@@ -246,8 +246,8 @@ def judge(
                 raise RemoteError(f"doesn't follow record {number - 1}")
             before = Link(number, digest)
         except RemoteError as why:
-            wrong.append((number, str(why)))
-            before = None
+            wrong.append((number, why))
+            before = Link(number, digest) if isinstance(why, UnsupportedVersion) else None
     if seen < first or seen >= last:
         seen = last
     if (
@@ -256,7 +256,7 @@ def judge(
         and before.id == feed.head.id
         and before.hash != feed.head.hash
     ):
-        wrong.append((before.id, "not the record that was written"))
+        wrong.append((before.id, RemoteError("not the record that was written")))
     return wrong, seen
 
 

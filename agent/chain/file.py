@@ -16,6 +16,8 @@ from discovery.errors import LocalError
 
 T = TypeVar("T")
 
+CACHE = "PRAGMA cache_size=-512"
+"""KiB of pages that a connection holds; what is read often is with the system anyway."""
 CHECKPOINT_BYTES = 2 * 1024 * 1024
 
 
@@ -45,6 +47,8 @@ class ChainFile:
         self.db = sqlite3.connect(
             self.path, isolation_level=None, timeout=1.0, check_same_thread=not any_thread
         )
+        with contextlib.suppress(sqlite3.Error):  # who reads first says what is wrong with it
+            self.db.execute(CACHE)
         self.sync = ""
         return self.db
 

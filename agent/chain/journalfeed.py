@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agent.chain.feedreading import Given, Want, mark_of
 from agent.chain.log import Log
-from agent.chain.record import hash_of
+from agent.chain.record import hash_of, readable
 from agent.chain.weighing import Feed, Head, Link, Parcel, Row, Span
 
 READ_ROWS = 512
@@ -21,6 +21,10 @@ class JournalFeed:
         self._pub = pub
         self._looked = -1
         self._missing: list[Span] = []
+
+    def on_growth(self, call: Callable[[], None]) -> None:
+        """Has this called whenever records were committed."""
+        self._journal.grown = call
 
     def missing(self) -> list[Span]:
         """What the journal lost; looked for anew only when there was damage since, or it was not mended yet."""
@@ -93,10 +97,13 @@ class JournalFeed:
     def _stretch(self, first: int, last: int, limit_bytes: int) -> tuple[list[Row], list[Span], bool]:
         rows: list[Row] = []
         holes: list[Span] = []
-        at = first - 1
-        while at < last:
-            found = self._journal.rows(at + 1, last, READ_ROWS)
+        at = seen = first - 1
+        while seen < last:
+            found = self._journal.rows(seen + 1, last, READ_ROWS)
             for number, blob, sig in found:
+                seen = number
+                if not readable(blob):  # a hole to others, until a build that reads it is back
+                    continue
                 if rows and limit_bytes < len(blob) + len(sig) + 16:
                     return rows, holes, True
                 if number > at + 1:

@@ -77,6 +77,8 @@ class Log:
         self.counters: Counter[str] = Counter()
         self.problems: list[str] = []
         """What was found damaged since this journal was opened, a line each."""
+        self.grown: Callable[[], None] = lambda: None
+        """Called when records were committed."""
         self._identity = identity
         self._now_ms = now_ms
         self._keep = keep_records
@@ -313,10 +315,12 @@ class Log:
         self._pending.clear()
         self._pending_facts.clear()
         self._carried.clear()
-        self._committed = self._head
+        grew, self._committed = self._head != self._committed, self._head
         self._failing = False
         self._cancel_timer()
         self._after_commit(durable)
+        if grew:
+            self.grown()
 
     def _after_commit(self, durable: bool) -> None:
         self._commits += 1

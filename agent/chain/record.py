@@ -43,7 +43,10 @@ class UnsupportedVersion(RemoteError):
     code = "unsupported_version"
 
     def __init__(self, seen: int, supported: tuple[int, ...] = SUPPORTED) -> None:
-        super().__init__(f"chain record of version {seen}, this build reads {', '.join(map(str, supported))}")
+        whose = "this" if seen > max(supported) else "that"
+        super().__init__(
+            f"chain record of version {seen}, this build reads {', '.join(map(str, supported))}; update {whose} node"
+        )
         self.seen = seen
         self.supported = supported
 
@@ -112,6 +115,11 @@ def decode(blob: bytes) -> Record:
         return _decode.decode(memoryview(blob)[1:])
     except (msgspec.MsgspecError, ValueError, RecursionError) as why:
         raise RemoteError(f"chain record does not decode: {why}") from why
+
+
+def readable(blob: bytes) -> bool:
+    """Whether these bytes are in a format that this build reads: what isn't is neither handed on nor taken for damage."""
+    return bool(blob) and blob[0] in SUPPORTED
 
 
 def hash_of(blob: bytes) -> bytes:

@@ -43,6 +43,9 @@ REPLICATED_TIMEOUT_S = 2.0
 """How long a commit waits for another node before it is answered as local."""
 SIDE_BY_SIDE = 16
 TICK_S = 1.0
+JOURNAL_PUSH_S = 0.2
+"""How long records of the journal wait for others that come with them, before all go out together. With the 0.2 s that
+the journal itself gathers, what a node did more than half a second before it burned is with its holders."""
 MEND_EVERY_S = 5.0
 SCRUB_RECORDS = 20
 SCRUB_EVERY_S = 10.0
@@ -102,8 +105,11 @@ class Replicating(Serving):
         self._present: set[int] = set()
         self._retained_at = monotonic()
         self._journal_told: Link | None = None
+        self._journal_due: asyncio.TimerHandle | None = None
         self._mended_at = self._scrubbed_at = monotonic()
         self._mend_turn = 0
+        self._given_up: dict[tuple[str, bytes], dict[int, int]] = {}
+        """Up to which number members have cut feeds of which something is missing here."""
         self._slots = asyncio.Semaphore(SIDE_BY_SIDE)
 
     # -- committing ----------------------------------------------------------------------
@@ -291,6 +297,7 @@ class Replicating(Serving):
         await asyncio.gather(*running, return_exceptions=True)
         self._acked = {key: link for key, link in self._acked.items() if key[1] != chain}
         self._owed = {key for key in self._owed if key[1] != chain}
+        self._given_up = {key: told for key, told in self._given_up.items() if key[0] != chain}
         self._asked.discard(chain)
         self._settled_at.pop(chain, None)
 
@@ -375,13 +382,26 @@ class Replicating(Serving):
             spans = list(missing.spans[:WANTS_A_FRAME])
             while spans:
                 params = {"chain": chain, "spans": [(missing.writer, spans)]}
-                taken = await self._take(
-                    chain, await self._call(member, "chain_pull", params, CALL_TIMEOUT_S)
-                )
+                answer = await self._call(member, "chain_pull", params, CALL_TIMEOUT_S)
+                taken = await self._take(chain, answer)
                 added += taken.added
+                self._give_up(member, chain, missing.writer, answer)
                 left = [m.spans for m in self.store.missing(chain) if m.writer == missing.writer]
                 spans = list(left[0][:WANTS_A_FRAME]) if left and taken.added else []
         return added
+
+    def _give_up(self, member: Peer, chain: str, writer: bytes, answer: Any) -> None:
+        """Where all who hold a user's chain have cut what is missing here, it is not asked for any more."""
+        cut = [
+            parcel.start.id for parcel in _parcels(chain, answer) if parcel.cut and parcel.writer == writer
+        ]
+        if not cut or chain == ADMIN or chain.startswith(NODE_CHAIN):
+            return
+        told = self._given_up.setdefault((chain, writer), {})
+        told[member.id] = max(cut)
+        keepers = [keeper.id for keeper in self._keepers(chain)]
+        if all(keeper in told for keeper in keepers):
+            self.store.forgo(chain, writer, min(told[keeper] for keeper in [*keepers, member.id]))
 
     def _listen(self, chain: str, parcels: Sequence[Parcel]) -> None:
         """Moves the clock on by the newest record of each parcel that was taken."""
@@ -433,6 +453,8 @@ class Replicating(Serving):
 
     async def run(self) -> None:
         """Follows members as they come, the journal as it grows, and mends what is missing. Never ends."""
+        if self._journal is not None:
+            self._journal.on_growth(self._journal_grew)
         try:
             while True:
                 with contextlib.suppress(Refused):
@@ -461,11 +483,7 @@ class Replicating(Serving):
                 self._push_soon(member, chain)
             else:
                 self._owed.discard((node, chain))
-        if self._journal is not None and present:
-            head = self._journal.end_of("", self.store.pub)
-            if head != self._journal_told:
-                self._journal_told = head
-                self.push(self._journal.chain)
+        self._push_journal()
         now = self._monotonic()
         if now - self._mended_at >= MEND_EVERY_S:
             self._mended_at = now
@@ -478,6 +496,23 @@ class Replicating(Serving):
         if now - self._scrubbed_at >= SCRUB_EVERY_S:
             self._scrubbed_at = now
             await self.store.scrub(SCRUB_RECORDS)
+
+    def _journal_grew(self) -> None:
+        if self._journal_due is None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: so has this node's part in the mesh
+                loop = asyncio.get_running_loop()
+                self._journal_due = loop.call_later(JOURNAL_PUSH_S, self._push_journal)
+
+    def _push_journal(self) -> None:
+        """Brings what is new in the journal to its holders."""
+        if self._journal_due is not None:
+            self._journal_due.cancel()
+            self._journal_due = None
+        if self._journal is not None and self._live():
+            head = self._journal.end_of("", self.store.pub)
+            if head != self._journal_told:
+                self._journal_told = head
+                self.push(self._journal.chain)
 
     def _come(self, node: int) -> None:
         """A member is here (again): each side pulls what the other did meanwhile."""
@@ -497,7 +532,10 @@ class Replicating(Serving):
         self._mend_turn += 1
         member = self._members().get(live[self._mend_turn % len(live)])
         for chain in {missing.chain for missing in self.store.missing()}:
-            if member is not None:
+            if chain != ADMIN and not chain.startswith(NODE_CHAIN):
+                if keepers := sorted(self._keepers(chain), key=lambda keeper: keeper.id):
+                    self.sync_soon(keepers[self._mend_turn % len(keepers)], chain)
+            elif member is not None:
                 self.sync_soon(member, chain)
         if member is not None and self._journal is not None and self._journal.missing():
             key = (member.id, self._journal.chain)
@@ -517,6 +555,11 @@ class Replicating(Serving):
 
     async def stop(self) -> None:
         """Ends what is under way."""
+        if self._journal is not None:
+            self._journal.on_growth(lambda: None)
+        if self._journal_due is not None:
+            self._journal_due.cancel()
+            self._journal_due = None
         tasks = [*self._pushing.values(), *self._syncing.values(), *self._settling.values()]
         for task in tasks:
             task.cancel()

@@ -173,7 +173,7 @@ class Serving:
                 "node": id_text(feed.node),
                 "records": self._count(chain, feed),
                 "newest": feed.head.id,
-                "missing": feed.missing,
+                "missing": self._missing(chain, feed),
                 "frozen_at": feed.fork,
             }
             for feed in feeds
@@ -184,13 +184,16 @@ class Serving:
             "kept": self.keeps(chain),
             "records": sum(each["records"] for each in listed),
             "bytes": sum(feed.bytes for feed in feeds) if not self._is_own(chain) else None,
-            "missing": sum(feed.missing for feed in feeds),
+            "missing": sum(each["missing"] for each in listed),
             "unsupported": [said for (name, _), said in self.store.unsupported.items() if name == chain],
             "feeds": listed,
         }
 
     def _count(self, chain: str, feed: Feed) -> int:
         return feed.records if self._is_own(chain) else self.store.count(feed)
+
+    def _missing(self, chain: str, feed: Feed) -> int:
+        return feed.missing if self._is_own(chain) else self.store.lacking(feed)
 
     # -- who keeps what ------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from agent.chain.record import UnsupportedVersion, check, decode, genesis, hash_of
+from agent.chain.record import UnsupportedVersion, check, decode, genesis, hash_of, readable
 from agent.chain.weighing import Link
 from discovery.errors import RemoteError
 from discovery.identity import verify as verify_signature
@@ -187,6 +187,9 @@ def read(db: sqlite3.Connection, pub: bytes, tail: int) -> Found:
     damage = judge(rows, pub, base if whole else None)
     strays = db.execute("SELECT id FROM records WHERE id <= ? LIMIT 1000", (base.id,)).fetchall()
     damage += [Damage(number, "before the beginning of the chain", number) for (number,) in strays]
+    for blob in (blob for _, blob, _ in rows if isinstance(blob, bytes) and blob and not readable(blob)):
+        if (said := f"journal: {UnsupportedVersion(blob[0])}") not in notes:
+            notes.append(said)
     bad = {d.seq for d in damage}
     good = [row for row in rows if row[0] not in bad]
     newest = Link(good[-1][0], _hash(good[-1][1])) if good else base
@@ -298,7 +301,7 @@ def fits(db: sqlite3.Connection, pub: bytes, blob: bytes, sig: bytes) -> int:
     before, after = beside.get(record.id - 1), beside.get(record.id + 1)
     if before is not None and record.kind != "chain.damage" and record.prev != _hash(before):
         raise RemoteError(f"doesn't follow record {record.id - 1}")
-    if after is not None:
+    if after is not None and readable(after):
         following = decode(after)
         if following.kind != "chain.damage" and following.prev != digest:
             raise RemoteError(f"not the one that record {record.id + 1} follows")

@@ -24,6 +24,7 @@ from agent.chain.record import (
     decode,
     genesis,
     hash_of,
+    readable,
 )
 from discovery.errors import RemoteError
 from discovery.identity import id_text, node_id
@@ -165,7 +166,7 @@ class _Scales:
         if self.head == self.base != self.feed.base:
             self.head, self.base = self.feed.head, self.feed.base
         self.out.feed = msgspec.structs.replace(
-            self.feed, base=self.base, head=self.head, fork=self.frozen, holes=_joined(self.holes)
+            self.feed, base=self.base, head=self.head, fork=self.frozen, holes=joined(self.holes)
         )
         return self.out
 
@@ -229,14 +230,14 @@ class _Scales:
             raise _Stop
         after = self.head.hash if number == self.head.id else None
         following = self.held(number + 1)
-        if following is not None:
+        if following is not None and readable(following[0]):
             after = decode(following[0]).prev
         if after is not None and after != digest and record.kind != "chain.damage":
             self.out.bad = f"record {number}: not the one that record {number + 1} follows"
             raise _Stop
         self._believe()
         self.out.add.append((number, *row, record.emitted_at_ms))
-        self.holes = _without(self.holes, (number, number))
+        self.holes = without(self.holes, (number, number))
 
     def _beyond(self, record: Record, digest: bytes, row: Row) -> None:
         """A record newer than ours."""
@@ -260,7 +261,7 @@ class _Scales:
             if gap[0] <= gap[1]:
                 self.holes.append(gap)
         if told is not None:
-            self.holes = _without(self.holes, told)
+            self.holes = without(self.holes, told)
         self.run.append((number, *row, record.emitted_at_ms))
         self.head = Link(number, digest)
 
@@ -325,7 +326,8 @@ def _covered(gap: Span, spans: Iterable[Span]) -> bool:
     return first > last
 
 
-def _without(spans: Iterable[Span], taken: Span) -> list[Span]:
+def without(spans: Iterable[Span], taken: Span) -> list[Span]:
+    """The same numbers but for those from the first to the last of `taken`."""
     left = []
     for first, last in spans:
         if taken[1] < first or last < taken[0]:
@@ -338,7 +340,7 @@ def _without(spans: Iterable[Span], taken: Span) -> list[Span]:
     return left
 
 
-def _joined(spans: Iterable[Span]) -> tuple[Span, ...]:
+def joined(spans: Iterable[Span]) -> tuple[Span, ...]:
     """The same numbers in as few spans as possible, ascending."""
     found: list[Span] = []
     for first, last in sorted(spans):

@@ -30,7 +30,8 @@ class MeshDaemon:
     name: str = ""
 
     def requirements(self) -> dict[str, Any]:
-        """What it needs of a node, as words and numbers for people to see."""
+        """What it needs of a node, as `resources` in a spec: `{"cpu": 0.5, "memory": "512M"}`, each optional. A class
+        inside the agent is asked before it begins, if its spec says nothing; of a program only the spec counts."""
         return {}
 
     async def process(self) -> None:

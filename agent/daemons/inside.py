@@ -20,7 +20,9 @@ from agent.daemons.voice import Condition, Voice
 from agent.executor import DispatchError
 from agent.meshos.controls import DaemonControl, Shutdown
 from agent.meshos.events import DaemonHealth, DaemonLifecycle
-from agent.spec.model import DaemonSpec
+from agent.spec.model import DaemonSpec, Resources
+from agent.spec.reading import read_resources
+from discovery.errors import LocalError
 
 GROUP = "quarterdeck.daemons"
 SNAPSHOT_EVERY_S = 30.0
@@ -65,14 +67,19 @@ class Inside:
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, office: Office, spec: DaemonSpec) -> Inside:
-        """Loads, restores and begins it. DispatchError when that can't be done."""
+    async def start(cls, office: Office, spec: DaemonSpec) -> Inside | None:
+        """Loads, restores and begins it; None when it asks for more than there is here. DispatchError when that can't
+        be done."""
         made = await asyncio.to_thread(load, spec.entry_point or "")
         try:
             daemon = made()
+            if spec.resources is None and not office.room_for(spec.name, _needs(daemon)):
+                return None
             inside = cls(office, spec, daemon)
             inside._restore()
             process = daemon.process()
+        except LocalError as why:
+            raise DispatchError(f"entry point {escaped(spec.entry_point or '')}: {why}") from why
         except Exception as why:
             raise DispatchError(f"entry point {escaped(spec.entry_point or '')}: {_words(why)}") from why
         inside._task = inside._loop.create_task(process, name=f"daemon {spec.name}")
@@ -199,6 +206,11 @@ class Inside:
                 self._kept = state
         except Exception as why:
             self._office.trouble(self.spec.name, f"snapshot not kept: {_words(why)}")
+
+
+def _needs(daemon: MeshDaemon) -> Resources | None:
+    ask = getattr(daemon, "requirements", None)
+    return None if ask is None else read_resources(ask())
 
 
 def _words(why: BaseException) -> str:

@@ -35,7 +35,7 @@ from agent.daemons.voice import Condition, Voice
 from agent.executor import DispatchError
 from agent.meshos.controls import DaemonControl, Shutdown
 from agent.meshos.events import DaemonHealth, DaemonLifecycle
-from agent.spec.model import DaemonSpec
+from agent.spec.model import DaemonSpec, Resources
 
 ABORT_S = 2.0
 """From the SIGABRT of a daemon that its watchdog gave up to its SIGKILL: time for a core."""
@@ -56,6 +56,7 @@ class Office:
     trouble: Callable[[str, str], None]
     ended: Callable[[str], None]
     clock: Callable[[], float]
+    room_for: Callable[[str, Resources | None], bool]
     background: set[asyncio.Task[None]] = field(default_factory=set)
 
     def folder(self, name: str) -> Path:

@@ -24,7 +24,7 @@ from agent.spec.model import DaemonSpec
 from discovery.errors import LocalError
 
 LOCK_WAIT_S = 5.0
-PLACEMENT = ("on", "count", "all", "after", "restart_on_update")
+PLACEMENT = ("on", "count", "all", "after", "restart_on_update", "resources")
 """Fields of a spec that say where and when a daemon runs, and nothing about the process."""
 
 
@@ -53,11 +53,14 @@ class Run(msgspec.Struct, kw_only=True):
     """What it said of itself last."""
 
     def write(self, path: Path) -> None:
-        """Whole or not at all. OSError when it can't be written."""
+        """Whole or not at all; without `resources`, a key that an earlier build refuses to read, and that says nothing
+        about the process. OSError when it can't be written."""
+        fields = msgspec.to_builtins(self)
+        del fields["spec"]["resources"]
         tmp = path.with_name(f".{path.name}")
         fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(fd, "wb") as f:
-            f.write(msgspec.json.encode(self))
+            f.write(msgspec.json.encode(fields))
         tmp.replace(path)
 
 

@@ -17,13 +17,13 @@ import msgspec
 
 from agent.daemons.inside import Inside
 from agent.daemons.log import DaemonLog
-from agent.daemons.process import kill_marked, leader_among, marked
+from agent.daemons.process import boot_id, kill_marked, leader_among, marked
 from agent.daemons.program import Office, Program
 from agent.daemons.runs import PlaceLock, Run, fingerprint_of, read_run
 from agent.executor import DispatchError
 from agent.meshos.controls import DaemonControl
 from agent.meshos.events import DaemonHealth, DaemonLifecycle
-from agent.spec.model import DaemonSpec
+from agent.spec.model import DaemonSpec, Resources
 from discovery.errors import LocalError
 
 SWEEP_S = 1.0
@@ -33,6 +33,7 @@ KILL_MARGIN_S = 5.0
 """How long `stop_all` waits for the ends after it had everything killed."""
 SEARCH_AGAIN_S = 0.05
 STOPPING_RETRY_MS = 500
+UNWATCHED = "ended while no agent watched it"
 
 
 class DaemonFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +66,8 @@ class DaemonFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 class Supervisor:
     """Carries out starts and stops in `place`, from one event loop. `tell` gets the events for the engine, in order;
-    `trouble(daemon, reason)` what of ours went wrong and was survived. `begin` comes first."""
+    `trouble(daemon, reason)` what of ours went wrong and was survived. `room_for(daemon, needs)` says whether a class
+    that was loaded and asks for so much may begin; one that may not is not told of. `begin` comes first."""
 
     def __init__(
         self,
@@ -76,8 +78,9 @@ class Supervisor:
         trouble: Callable[[str, str], None],
         clock: Callable[[], float] = time.monotonic,
         mesh: str = "",
+        room_for: Callable[[str, Resources | None], bool] = lambda daemon, needs: True,
     ) -> None:
-        self._office = Office(place, node, mesh, tell, trouble, self._ended, clock)
+        self._office = Office(place, node, mesh, tell, trouble, self._ended, clock, room_for)
         self._lock = PlaceLock(place / ".lock")
         self._specs: dict[str, DaemonSpec] = {}
         self._units: dict[str, Program | Inside] = {}
@@ -140,7 +143,8 @@ class Supervisor:
             self._office.folder(name).mkdir(parents=True, exist_ok=True, mode=0o700)
             self._starting.add(name)
             if spec.entry_point:
-                self._units[name] = await Inside.start(self._office, spec)
+                if (inside := await Inside.start(self._office, spec)) is not None:
+                    self._units[name] = inside
             elif spec.command:
                 self._start_program(spec)
             else:
@@ -259,14 +263,19 @@ class Supervisor:
                     run.leader = leader_among(found.get(run.id, ()))
 
     async def _bury(self, runs: list[Run]) -> None:
-        """Ends what is left of runs whose process is gone."""
+        """Ends what is left of runs whose process is gone. An end that nobody watched is a crash, but where the host
+        went down with it."""
         found = await asyncio.to_thread(marked, {run.id for run in runs})
         for run in runs:
             kill_marked(found.get(run.id, ()), run.id)
             path = self._office.run_file(run.daemon)
             path.unlink(missing_ok=True)
-            if run.leader is not None and not run.asked:
-                self._office.trouble(run.daemon, "ended while no agent watched it")
+            if run.leader is None or run.asked:
+                continue
+            if run.boot == boot_id():
+                self._office.tell(DaemonLifecycle(run.daemon, "crashed", reason=UNWATCHED))
+            else:
+                self._office.trouble(run.daemon, UNWATCHED)
 
     def _log_of(self, name: str) -> DaemonLog:
         if name not in self._logs:

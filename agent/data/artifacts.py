@@ -74,8 +74,13 @@ class Artifacts:
         return self.head(name) == head
 
     async def hold(self, name: str, sources: Sequence[int], progress: Callable[[int, int], None]) -> None:
-        """Gets the artifact from these holders. Refused `disk_full`, `corrupt`; Unreachable when nobody has it."""
+        """Gets the artifact from these holders. Refused `disk_full`, `corrupt`; Unreachable when nobody has it.
+
+        A name that is counted and was not here is kept from now on: a process that ends before the bytes are whole is
+        followed by one that knows what it was to hold, and goes on."""
         entry, nodes = await self._put_of(name, sources)
+        if entry.replicas and self.store.entry(name) is None:
+            await asyncio.to_thread(self.store.keep, entry)
         found = [self._source(node) for node in nodes]
         await self.take_in(entry, found, lambda done: progress(done, entry.size))
 

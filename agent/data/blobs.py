@@ -164,10 +164,6 @@ class BlobStore:
     def size(self, hash: str) -> int:
         return self._sizes[hash]
 
-    def used_bytes(self) -> int:
-        """What all whole blobs take."""
-        return sum(self._sizes.values())
-
     def chunk_list(self, hash: str) -> bytes:
         """The hashes of its chunks. The file may be damaged: who reads it has its digest from the put.
 
@@ -285,7 +281,8 @@ class BlobStore:
         if any(entry.hash == hash for entry in self._entries.values()):
             return
         self._sizes.pop(hash, None)
-        for path in (self.blob_file(hash), self.place / "lists" / hash, self.place / "quarantine" / hash):
+        left = (f"blobs/{hash}", f"lists/{hash}", f"quarantine/{hash}", f"parts/{hash}.part")
+        for path in (self.place / name for name in left):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 

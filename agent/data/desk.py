@@ -8,13 +8,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from agent.data.artifacts import Artifacts, entry_of
 from agent.data.blobs import Entry
 from agent.data.fetching import LinkSource
 from agent.data.holdings import Holdings, Key
 from agent.data.judging import JudgedPut
 from agent.data.placing import Placing
-from agent.data.scoring import Candidate
+from agent.data.scoring import Candidate, nobody_else
 from agent.data.serving import Serving, may_read
 from agent.meshos.events import Event, Id, LocalReplicaIntent
 from discovery.errors import QuarterdeckError, Refused, RemoteError, Unreachable
@@ -29,6 +31,24 @@ OFFER = "offer"
 """What a client serves while it puts: the file, as a blob is served."""
 
 Judge = Callable[[bytes, str, str | None], JudgedPut]
+
+
+class Copying(msgspec.Struct, frozen=True):
+    """A copy on its way to a node: `done` of `total` bytes or records."""
+
+    kind: str
+    name: str
+    done: int
+    total: int
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What a node tells of its copies: those on their way, and for how many ms changes of others still wait."""
+
+    pulls: tuple[Copying, ...] = ()
+    settling: dict[str, int] = msgspec.field(default_factory=dict)
+
+
 OnPut = Callable[[Entry, JudgedPut], None]
 
 
@@ -277,79 +297,67 @@ class ArtifactDesk:
             raise Refused("login", f"a {link.login.kind} login may not see what is held")
         members = self._members()
         others = [node for node, seen in members.items() if node != self._me and seen.live][:ASKED_MAX]
-        pulls = {self._me: self._pull_rows()}
-        for node, found in zip(others, await asyncio.gather(*map(self._pulls_of, others)), strict=True):
-            pulls[node] = found
-        return {"rows": [self._row(key, members, pulls) for key in self._keys()]}
+        work = {self._me: self._work()}
+        for node, found in zip(others, await asyncio.gather(*map(self._work_of, others)), strict=True):
+            work[node] = found
+        return {"rows": [self._row(key, members, work) for key in self._keys()]}
 
     def _keys(self) -> list[Key]:
         known = set(self._holdings.all_keys())
         known |= {("artifact", entry.name) for entry in self._artifacts.store.entries()}
         return sorted(known, key=lambda key: (key[1], key[0]))
 
-    def _row(
-        self, key: Key, members: Mapping[int, Candidate], pulls: Mapping[int, list[Any]]
-    ) -> dict[str, Any]:
+    def _row(self, key: Key, members: Mapping[int, Candidate], work: Mapping[int, Work]) -> dict[str, Any]:
         kind, name = key
         item = self._holdings.current(key)
         entry = self._artifacts.store.entry(name) if kind == "artifact" else None
         holders = self._holdings.live_holders(key)
         counting = [n for n in holders if not ((seen := members.get(n)) and seen.draining)]
+        desired = self._holdings.count(key) if item is not None else (entry.replicas if entry else None)
+        missing = desired is not None and len(counting) < desired
         leader = self._holdings.leader(key)
         return {
             "name": name,
             "kind": kind,
             "mesh": self._mesh,
             "held": len(counting),
-            "desired": self._holdings.count(key) if item is not None else (entry.replicas if entry else None),
+            "desired": desired,
             "leader": None if leader is None else self._name(leader),
             "holders": [self._name(node) for node in holders],
             "size": item.size if item is not None else (entry.size if entry else None),
             "hash": (item.hash or None) if item is not None else (entry.hash if entry else None),
-            "stabilising_ms": self._stabilising_ms(name),
+            "held_back": nobody_else(members.values(), holders) if missing else None,
+            "stabilising_ms": max(told.settling.get(name, 0) for told in work.values()),
             "pulls": [
-                {"node": self._name(node), "done": pull["done"], "total": pull["total"]}
-                for node, found in sorted(pulls.items())
-                for pull in found
-                if (pull["kind"], pull["name"]) == key
+                {"node": self._name(node), "done": pull.done, "total": pull.total}
+                for node, told in sorted(work.items())
+                for pull in told.pulls
+                if (pull.kind, pull.name) == key
             ],
         }
 
     async def pulls(self, link: Link, params: Any) -> Any:
-        """→ `{"pulls": [{"kind", "name", "done", "total"}]}`: copies on their way to this node."""
+        """→ `{"pulls": [{"kind", "name", "done", "total"}], "settling": {NAME: ms}}`: copies on their way to this node,
+        and how long changes of its own still wait."""
         if not may_read(link.login):
             raise Refused("login", f"a {link.login.kind} login may not see what is held")
-        return {"pulls": self._pull_rows()}
+        return msgspec.to_builtins(self._work())
 
-    def _pull_rows(self) -> list[dict[str, Any]]:
-        return [
-            {"kind": pull.kind, "name": pull.name, "done": pull.done, "total": pull.total}
-            for pull in self._placing.pulls()
-        ]
+    def _work(self) -> Work:
+        names = [name for _, name in self._keys()]
+        return Work(
+            tuple(Copying(pull.kind, pull.name, pull.done, pull.total) for pull in self._placing.pulls()),
+            {name: left for name in names if (left := self._stabilising_ms(name))},
+        )
 
-    async def _pulls_of(self, node: int) -> list[dict[str, Any]]:
+    async def _work_of(self, node: int) -> Work:
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 link = await self._link_to(node)
-                answer = await link.call("pulls", {}, ASK_TIMEOUT_S)
-        except (QuarterdeckError, TimeoutError):
-            return []
-        found = answer.get("pulls") if isinstance(answer, dict) else None
-        return [pull for pull in found if _is_pull(pull)] if isinstance(found, list) else []
+                return msgspec.convert(await link.call("pulls", {}, ASK_TIMEOUT_S), Work)
+        except (QuarterdeckError, TimeoutError, msgspec.ValidationError):
+            return Work()
 
     def _name(self, node: int) -> str:
         seen = self._members().get(node)
         return seen.name if seen is not None and seen.name else f"{node:016x}"
-
-
-def _is_pull(pull: Any) -> bool:
-    return (
-        isinstance(pull, dict)
-        and isinstance(pull.get("name"), str)
-        and isinstance(pull.get("kind"), str)
-        and type(pull.get("done")) is int
-        and type(pull.get("total")) is int
-    )
-
-
-__all__ = ["OFFER", "ArtifactDesk"]

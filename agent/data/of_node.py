@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from agent.data.artifacts import Vouch
-from agent.data.desk import OnPut
-from agent.data.dropping import ChainHolder
+from agent.data.blobs import Entry
 from agent.data.judging import JudgedPut, PutJudge
+from agent.data.puts import WIRE_OP, Put
 from agent.data.room import DataRoom
 from agent.data.scoring import Candidate
 from agent.events import wall_ms
-from agent.meshos.events import Event, Id, PeerState
+from agent.meshos.events import Event, PeerState
 from agent.meshos.maintenance import DRAINING
 from agent.meshos.states import MaintenanceState
+from agent.opmessage import suffices
 from discovery.errors import Refused, Unreachable
 from discovery.identity import id_text
 from discovery.lifecycle import Evidence, State
 from discovery.links import Link
 from discovery.member import Member
+from discovery.sshsig import SignerKey
 
 if TYPE_CHECKING:
     from agent.node import Node
@@ -35,19 +35,11 @@ _EMPTYING = frozenset(state.value for state in DRAINING)
 
 def data_room_of(
     node: Node,
-    place: Path,
     *,
     incarnation: int,
-    take_nonce: Callable[[str], bool],
-    chains: ChainHolder | None = None,
-    exempt: Iterable[str] = ("admin",),
-    vouch: Vouch = lambda signer, put: None,
-    on_put: OnPut = lambda entry, judged: None,
-    stabilising_ms: Callable[[Id], int] = lambda name: 0,
 ) -> DataRoom:
     """A `DataRoom` that is not started yet. It asks for the node's swim, reach, loop, control and events when they are
-    needed, so it may be made before them. `take_nonce`: uses up a nonce of this node's own challenge. LocalError when
-    the place can't be used."""
+    needed, so it may be made before them. LocalError when its directory can't be used."""
     me, mesh = node.identity.id, node.settings.mesh
 
     async def link_to(other: int) -> Link:
@@ -68,7 +60,7 @@ def data_room_of(
             mesh=mesh,
             target=id_text(me),
             authority=node.operators,
-            take_nonce=take_nonce,
+            take_nonce=lambda nonce: node.control.take_nonce(nonce),
             wall_ms=wall_ms,
         )
         try:
@@ -77,8 +69,13 @@ def data_room_of(
             node.control.refused_put(why, message, signature)
             raise
 
+    def vouch(signer: SignerKey, put: Put) -> None:
+        operator = node.operators.vouch(signer.blob, put.message.issued_at_ms)
+        if not suffices(operator.role, "operate"):
+            raise Refused("role", f"put needs role operate, {operator.comment} has {operator.role}")
+
     return DataRoom(
-        place,
+        node.place.path / "artifacts",
         me=me,
         incarnation=incarnation,
         mesh=mesh,
@@ -90,13 +87,28 @@ def data_room_of(
         ),
         draining=lambda: node.engine.loop.state.draining,
         judge=judge,
-        chains=chains,
-        exempt=exempt,
+        chains=node.chains.users,
+        exempt=exempt_chains(me),
         vouch=vouch,
         emit=lambda kind, **fields: node.events.emit(kind, **fields),
-        on_put=on_put,
-        stabilising_ms=stabilising_ms,
+        on_put=lambda entry, judged: _record_put(node, entry, judged),
+        stabilising_ms=lambda name: node.engine.runtime.executor.settling_ms(name),
     )
+
+
+def exempt_chains(node: int) -> tuple[str, ...]:
+    """Chains that a node may hold in maintenance too: the mesh's admin chain, and its own."""
+    return ("admin", f"node/{id_text(node)}")
+
+
+def _record_put(node: Node, entry: Entry, judged: JudgedPut) -> None:
+    """Puts an artifact that was put here on record, with what was signed."""
+    about = {"op_id": entry.op_id, "op": WIRE_OP, "target": entry.name, "operator": judged.by}
+    signed = {"hash": entry.hash, "size": entry.size, "message": entry.message, "signature": entry.signature}
+    at_ms = wall_ms()
+    node.journal.append("control.op", about | signed, at_ms=at_ms)
+    node.journal.append("control.result", about | {"result": "done", "reason": None}, at_ms=at_ms)
+    node.events.emit("artifact.put", op_id=entry.op_id, by=judged.by, artifact=entry.name, size=entry.size)
 
 
 class PeerStates:

@@ -393,8 +393,8 @@ class Placing:
         for name in tuple(self._wanted):
             self._wanted.discard(name)
             self._tell(LocalReplicaIntent(name, "none"))
-            if (key := self._holdings.key_of(name)) is not None and (pull := self._pulls.get(key)):
-                pull.task.cancel()
+            if (key := self._holdings.key_of(name)) is not None:
+                self._spawn(self._forget(key))
         released = self._dropping.released
         for item in self._holdings.held_by(self._me):
             count = self._holdings.count(item.key)
@@ -404,6 +404,15 @@ class Placing:
                 self._spawn(self._drop_quietly(item.key))
             elif item.name not in released:
                 self._to_drop(item.name, released)
+
+    async def _forget(self, key: Key) -> None:
+        """Calls off a pull, and has the next process of this node not go on with it."""
+        if (pull := self._pulls.get(key)) is not None:
+            pull.task.cancel()
+            await asyncio.wait([pull.task])
+        if key[0] == "artifact" and self._holders["artifact"].head(key[1]) is None:
+            with contextlib.suppress(QuarterdeckError):
+                await self._holders["artifact"].drop(key[1])
 
     async def _drop_quietly(self, key: Key) -> None:
         """Drops what no arm of the engine counts."""

@@ -7,14 +7,13 @@ copy can prove who put it. Pure: time and randomness are arguments.
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from agent.data.chunks import SIZE_MAX_BYTES
-from agent.opmessage import LIFETIME_MAX_MS, MESSAGE_MAX_BYTES, VERSION, OpMessage
+from agent.opmessage import LIFETIME_MAX_MS, MESSAGE_MAX_BYTES, VERSION, OpMessage, plain, strict_object
 from discovery.errors import LocalError, Refused
 
 WIRE_OP = "put"
@@ -90,16 +89,16 @@ def decode_put(message: bytes) -> Put:
     """The put in these bytes, or Refused: `too_large`, `malformed`, `version`, `unknown_op`. As strict as any op."""
     if len(message) > MESSAGE_MAX_BYTES:
         raise Refused("too_large", f"a put of {len(message)} bytes; at most {MESSAGE_MAX_BYTES} are read")
+    fields = strict_object(message)
+    if type(fields.get("v")) is int and fields["v"] != VERSION:
+        raise Refused("version", f"a put of version {fields['v']}; this build reads {VERSION}")
     try:
-        fields = json.loads(message.decode(), object_pairs_hook=_no_repeats, parse_constant=_no_constant)
-        if isinstance(fields, dict) and type(fields.get("v")) is int and fields["v"] != VERSION:
-            raise Refused("version", f"a put of version {fields['v']}; this build reads {VERSION}")
         op = msgspec.convert(fields, OpMessage)
         if op.op != WIRE_OP:
             raise Refused("unknown_op", f"{op.op!r} is no put")
         return Put(op, msgspec.convert(op.args, PutArgs))
-    except (ValueError, RecursionError) as why:
-        raise Refused("malformed", f"not a put: {_plain(why)}") from why
+    except msgspec.ValidationError as why:
+        raise Refused("malformed", f"not a put: {plain(why)}") from why
 
 
 def judge_times(put: Put, now_ms: int) -> None:
@@ -115,19 +114,3 @@ def judge_times(put: Put, now_ms: int) -> None:
         raise Refused(
             "expired", f"the put expired {(now_ms - expires_ms) / 1000:.0f} s ago by this node's clock"
         )
-
-
-def _plain(why: Exception) -> str:
-    """An error text that may quote the sender, on one line and without control characters."""
-    return "".join(c if c.isprintable() else "?" for c in str(why))[:120]
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a key is there twice")
-    return fields
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

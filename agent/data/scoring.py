@@ -99,6 +99,26 @@ def ranked(
     return sorted(fitting, key=lambda node: (-graded[node], -node))
 
 
+def nobody_else(candidates: Iterable[Candidate], holders: Collection[int]) -> str | None:
+    """Why no node but the holders may take a copy, in a few words; None where one may."""
+    others = [candidate for candidate in candidates if candidate.live and candidate.id not in holders]
+    if any(map(fit, others)):
+        return None
+    if not others:
+        return "every live node has one" if holders else "no node is live"
+    reasons = Counter(_unfit(candidate) for candidate in others)
+    told = ", ".join(f"{count} {why}" for why, count in sorted(reasons.items()))
+    return f"no {'other ' if holders else ''}node may take it: {told}"
+
+
+def _unfit(candidate: Candidate) -> str:
+    if candidate.draining:
+        return "draining or in maintenance"
+    if candidate.cordoned:
+        return "taking nothing new"
+    return "avoided" if candidate.avoided else "short of disk"
+
+
 def _free(candidate: Candidate) -> float:
     used = _known(candidate.disk)
     return max(0.0, 1 - (_share(used) if used >= 0 else UNKNOWN) - PENDING_SHARE * max(0, candidate.pending))

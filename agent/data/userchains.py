@@ -32,6 +32,7 @@ from agent.chain.serving import ADMIN, Peer
 from agent.chain.weighing import Link
 from agent.data.holdings import Item, Key
 from agent.data.room import DataRoom
+from agent.data.scoring import Candidate, nobody_else
 from agent.opmessage import APPEND_MAX_BYTES, NAMESPACE, Append, Op, decode_op
 from discovery import sshsig
 from discovery.errors import QuarterdeckError, Refused, RemoteError, Unreachable
@@ -46,6 +47,12 @@ LOOK_EVERY_S = 0.5
 COMMIT_WAIT_S = 0.5
 ROUNDS = 5
 """A source that goes on growing is followed so often before its chain counts as not got."""
+KEEP: tuple[int, int | None] = (64 << 20, None)
+"""Bytes of a chain of which no spec says how much is kept, and any age."""
+SLACK = 10
+"""The part of a chain that has grown too large by which it is cut, so that it is not cut at every record."""
+AGED_EVERY_S = 60.0
+ANY_AGE_MS = 2**53
 HELD = "user chains"
 """Where the store keeps which are held."""
 
@@ -58,6 +65,8 @@ class _Kept(msgspec.Struct):
 
     held: dict[str, int] = {}
     ends: dict[str, Link] = {}
+    keep: dict[str, tuple[int, int | None]] = {}
+    """Bytes, and milliseconds or None for any age."""
 
 
 class _Place(NamedTuple):
@@ -89,7 +98,7 @@ class UserChains:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters: Counter[str] = Counter()
-        """`begun`, `held`, `dropped`, `appended`."""
+        """`begun`, `held`, `dropped`, `appended`, and records `cut`."""
         self._replicas = replicas
         self._store = replicas.store
         self._me = me
@@ -102,6 +111,10 @@ class UserChains:
         self._room: DataRoom | None = None
         self._kept = _Kept()
         self._spec: dict[str, int] = {}
+        self._keeps: dict[str, tuple[int, int | None]] = {}
+        """How much is kept of each chain that a spec named."""
+        self._aged_at = clock()
+        self._unsaved = False
         self._unheld: dict[str, tuple[frozenset[int], float]] = {}
         """Chains that are this node's to begin: in which view, and since when."""
         self._others: dict[str, frozenset[int]] = {}
@@ -120,6 +133,7 @@ class UserChains:
             self._kept = msgspec.msgpack.decode(note or b"", type=_Kept)
         except msgspec.MsgspecError:  # nothing was kept, or it is damaged: what there is, is held
             self._kept = _Kept({name: 0 for name in self._store.chains() if is_user_chain(name)})
+        self._keeps = self._kept.keep | self._keeps
         for name in self._kept.held:
             self._replicas.held.add(name)
             room.keep(self._item(name))
@@ -132,11 +146,17 @@ class UserChains:
                 await self.look()
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def spec(self, counts: Mapping[str, int]) -> None:
-        """Which chains there shall be, and how many shall hold each, by the spec in force."""
+    def spec(
+        self, counts: Mapping[str, int], keep: Mapping[str, tuple[int, int | None]] | None = None
+    ) -> None:
+        """Which chains there shall be, how many shall hold each, and how much they keep, by the spec in force."""
         self._spec = {name: count for name, count in counts.items() if is_user_chain(name)}
+        self._keeps |= keep or {}
         if self._room is None:
             return
+        keeps = {name: self._keeps.get(name, KEEP) for name in self._kept.held}
+        self._unsaved |= keeps != self._kept.keep
+        self._kept.keep = keeps
         for name in self._kept.held:
             if (count := self._spec.get(name)) is not None and count != self._kept.held[name]:
                 self._kept.held[name] = count
@@ -153,8 +173,10 @@ class UserChains:
             if others - self._others.get(name, frozenset()):
                 self._replicas.push(name)
             self._others[name] = others
-        seen = room.candidates()
-        able = frozenset(n for n, c in seen.items() if c.live and not c.cordoned and not c.draining)
+        if self._unsaved:
+            await self._save()
+        await self._retain()
+        able = self._able()
         mine = {
             name
             for name in self._spec
@@ -175,6 +197,19 @@ class UserChains:
                 if (end := self._kept.ends.get(name)) is not None:
                     await self._store.resume(name, end)
                 await self._keep(name)
+
+    async def _retain(self) -> None:
+        """Gives up the oldest records of chains that have grown too large, and once in a while those that are too old."""
+        now = self._clock()
+        aged = now - self._aged_at >= AGED_EVERY_S
+        if aged:
+            self._aged_at = now
+        for name in list(self._kept.held):
+            keep_bytes, keep_ms = self._keeps.get(name, KEEP)
+            if self.size(name) > keep_bytes or (aged and keep_ms is not None):
+                left = keep_bytes - keep_bytes // SLACK if self.size(name) > keep_bytes else keep_bytes
+                age_ms = ANY_AGE_MS if keep_ms is None else keep_ms
+                self.counters["cut"] += await self._store.retain(name, keep_bytes=left, keep_ms=age_ms)
 
     # --- ChainHolder
 
@@ -199,7 +234,10 @@ class UserChains:
                     found, at = mine[node], int(number[:18])
                     if at > found.link.id:
                         return False
-                    here = self._store.hashes(name, found.writer, at, at)
+                    base = self._store.standing(name)[found.writer].base
+                    if at < base.id:
+                        continue  # it was here, and was given up for its age or the chain's size
+                    here = [base] if at == base.id else self._store.hashes(name, found.writer, at, at)
                     if not here or here[0].hash[:16].hex() != digest:
                         return False
                 case _:
@@ -230,6 +268,7 @@ class UserChains:
         if self._room is not None:
             self._room.lost("chain", name)
         self._kept.held.pop(name, None)
+        self._kept.keep.pop(name, None)
         self._others.pop(name, None)
         self._replicas.held.discard(name)
         end = self._store.end_of(name, self._store.pub)
@@ -266,6 +305,7 @@ class UserChains:
     async def _keep(self, name: str) -> None:
         """Holds it from now on: kept over a restart, then told."""
         self._kept.held[name] = self._spec.get(name, self._kept.held.get(name, 0))
+        self._kept.keep[name] = self._keeps.get(name, KEEP)
         await self._save()
         if self._room is not None and name in self._kept.held:
             self._room.keep(self._item(name))
@@ -276,6 +316,7 @@ class UserChains:
         return 0 if end is None else end.id
 
     async def _save(self) -> None:
+        self._unsaved = False
         await self._store.remember(HELD, msgspec.msgpack.encode(self._kept))
 
     def _item(self, name: str) -> Item:
@@ -297,6 +338,29 @@ class UserChains:
     def size(self, name: str) -> int:
         """Of its records here, in bytes."""
         return sum(feed.bytes for feed in self._store.feeds(name))
+
+    def unheld(self) -> dict[str, tuple[int, str]]:
+        """Chains of the spec that no live node holds: how many shall, and what each waits for."""
+        if self._room is None:
+            return {}
+        seen = self._room.candidates()
+        able = self._able()
+        return {
+            name: (count, self._waits_for(name, able, seen))
+            for name, count in sorted(self._spec.items())
+            if name not in self._kept.held and not self.holders(name)
+        }
+
+    def _able(self) -> frozenset[int]:
+        """Nodes that may begin a chain."""
+        seen = self._room.candidates() if self._room is not None else {}
+        return frozenset(n for n, c in seen.items() if c.live and not c.cordoned and not c.draining)
+
+    def _waits_for(self, name: str, able: frozenset[int], seen: Mapping[int, Candidate]) -> str:
+        if able:
+            first = self._name_of(holding.holders(name, able, 1)[0])
+            return f"{first} begins it once its view has held still for {BEGIN_AFTER_S:g} s"
+        return nobody_else(seen.values(), ()) or ""
 
     def not_held(self, name: str) -> Refused:
         """Why this node can't say or do a thing about a chain, and who can."""
@@ -352,16 +416,19 @@ class UserChains:
 
     async def tail(self, name: str, limit: int, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
         """The newest `limit` records in the chain's order, oldest first: `{at_ms, node, op_id, by, text | base64,
-        verified}`. With `follow` each further one as it comes here; it ends with Refused `not_held` when this node
-        holds the chain no longer. `verified`: its signature holds, for this chain and these bytes, by a key that may."""
+        verified}`; the first has `gone` where it is the oldest that is kept and older ones were given up. With `follow`
+        each further one as it comes here; it ends with Refused `not_held` when this node holds the chain no longer.
+        `verified`: its signature holds, for this chain and these bytes, by a key that may."""
         news = asyncio.Event()
         self._news[news] = name
         try:
             seen: dict[bytes, int] = {}
             places = await self._places(name, seen, limit)
+            gone = {"gone": True} if len(places) <= limit and self._ends_at_cut(name, limit) else {}
             for place in places[len(places) - min(limit, len(places)) :]:
                 if (row := self._row(name, place)) is not None:
-                    yield row
+                    yield {**row, **gone}
+                    gone = {}
             while follow:
                 if name not in self._kept.held:
                     raise self.not_held(name)
@@ -374,6 +441,11 @@ class UserChains:
                         yield row
         finally:
             del self._news[news]
+
+    def _ends_at_cut(self, name: str, limit: int) -> bool:
+        """Whether the newest `limit` of each feed are all that is kept, and older ones of any were given up."""
+        feeds = self._store.feeds(name)
+        return any(feed.base.id for feed in feeds) and all(feed.records <= limit for feed in feeds)
 
     async def _places(self, name: str, seen: dict[bytes, int], limit: int | None = None) -> list[_Place]:
         """Where the records after those `seen` stand, in order, and of each feed at most the newest `limit`."""

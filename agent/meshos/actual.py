@@ -128,6 +128,7 @@ class MeshOsState:
         "own_health",
         "rtt",
         "scores",
+        "surveyed",
         "this_node",
         "timers",
         "timers_set",
@@ -146,6 +147,8 @@ class MeshOsState:
         self.last_tick_ms = 0
         self.last_full_pass_ms: int | None = None
         self.desired = Desired()
+        self.surveyed = True
+        """Whether what is not known here isn't there; False for a while after a start."""
 
         self.life = OwnLife()
         self.own_health = OwnHealth()

@@ -190,12 +190,12 @@ class Admission:
             case PullReplica():
                 if held is not None:
                     return self._return(held, now_ms, PULL_COOLDOWN)
-                if rest_ms := self._rest_ms(action.chain, now_ms):
+                if rest_ms := self.rest_ms(action.chain, now_ms):
                     return Defer(rest_ms, STABILISING)
                 return self._queue(key, self._pulls, now_ms, PULL_COOLDOWN, action.chain)
             case DropReplica():
                 if held is None:
-                    if rest_ms := self._rest_ms(action.chain, now_ms):
+                    if rest_ms := self.rest_ms(action.chain, now_ms):
                         return Defer(rest_ms, STABILISING)
                     held = self._held[key] = Reservation()
                     held.out = True
@@ -273,6 +273,6 @@ class Admission:
         held.chain, held.window_ms = chain, from_ms + self._config.stabilise_ms
         self._stabilising[chain] = held.window_ms
 
-    def _rest_ms(self, chain: Id, now_ms: int) -> int:
+    def rest_ms(self, chain: Id, now_ms: int) -> int:
         """How long the chain still stabilises; 0 when it doesn't."""
         return max(0, self._stabilising.get(chain, now_ms) - now_ms)

@@ -8,6 +8,7 @@ nearer: whatever happens while it is closed, it stays closed at least as long.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from agent.meshos.config import MeshOsConfig
@@ -43,6 +44,25 @@ class Backoff:
         doubled = 2 * self.delay_ms or config.backoff_initial_ms
         self.delay_ms = min(doubled, config.backoff_max_ms)
         self._close(now_ms + self.delay_ms)
+
+    def restore(
+        self,
+        until_ms: int | None,
+        looping: bool,
+        delay_ms: int,
+        crashes_ms: Iterable[int],
+        now_ms: int,
+        config: MeshOsConfig,
+    ) -> None:
+        """Takes up what another process of this node knew. A clock that was set back makes no gate longer than it is
+        from now on, and no crash a later one."""
+        crashes = sorted([*self.crashes, *(min(at_ms, now_ms) for at_ms in crashes_ms)])
+        self.crashes = deque(crashes[-config.crash_loop_crashes :])
+        self.delay_ms = min(max(self.delay_ms, delay_ms), config.backoff_max_ms)
+        if until_ms is not None and until_ms > now_ms:
+            longest_ms = config.crash_loop_ms if looping else config.backoff_max_ms
+            self.looping = self.looping or looping
+            self._close(min(until_ms, now_ms + longest_ms))
 
     def _close(self, until_ms: int) -> None:
         self.until_ms = until_ms if self.until_ms is None else max(self.until_ms, until_ms)

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from agent.meshos.backoff import Backoff
-from agent.meshos.events import DaemonHealth, DaemonIntent, DaemonLifecycle, Id
+from agent.meshos.events import BackoffRestored, DaemonHealth, DaemonIntent, DaemonLifecycle, Id
 
 if TYPE_CHECKING:
     from agent.meshos.actual import MeshOsState
@@ -148,6 +148,35 @@ def elapsed(state: MeshOsState, key: Id) -> Transition | None:
     daemon = state.daemons.get(key)
     if daemon is None or not daemon.backoff.elapse(state.now_ms):
         return None
+    return changed(state, key, daemon)
+
+
+def crashed(state: MeshOsState) -> list[BackoffRestored]:
+    """What the next process of this node has to know of the daemons that crashed: `restored` takes it up."""
+    return [
+        BackoffRestored(
+            key,
+            backoff.until_ms,
+            backoff.looping,
+            backoff.delay_ms,
+            tuple(backoff.crashes),
+            daemon.since_ms,
+            daemon.reason,
+        )
+        for key, daemon in state.daemons.items()
+        if (backoff := daemon.backoff).until_ms is not None or backoff.crashes
+    ]
+
+
+def restored(state: MeshOsState, event: BackoffRestored) -> Transition | None:
+    """A daemon had crashed before this process began."""
+    key, daemon, now_ms = event.daemon, state.daemon(event.daemon), state.now_ms
+    backoff = daemon.backoff
+    backoff.restore(event.until_ms, event.looping, event.delay_ms, event.crashes_ms, now_ms, state.config)
+    if not daemon.running:
+        daemon.since_ms, daemon.reason = min(event.since_ms, now_ms), event.reason
+    if backoff.until_ms is not None:
+        state.wake(backoff.until_ms, "gate", key)
     return changed(state, key, daemon)
 
 

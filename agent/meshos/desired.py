@@ -10,12 +10,13 @@ from agent.meshos.events import DaemonIntent, Id, LocalReplicaIntent, PlacementI
 
 
 class Intent(msgspec.Struct, frozen=True):
-    """Of one daemon; `node` pins it."""
+    """Of one daemon; `node` pins it, `held` is why it can't run all the same."""
 
     run: bool
     node: Id | None
     after: tuple[Id, ...] = ()
     version: str = ""
+    held: str = ""
 
 
 class Desired:
@@ -36,7 +37,7 @@ class Desired:
             self.daemons.pop(event.daemon, None)
             self._follow(event.daemon, before.after if before else (), ())
             return before is not None
-        intent = Intent(event.intent == "run", event.node, event.after, event.version)
+        intent = Intent(event.intent == "run", event.node, event.after, event.version, event.held)
         self.daemons[event.daemon] = intent
         self._follow(event.daemon, before.after if before else (), intent.after)
         return intent != before

@@ -61,11 +61,13 @@ class Tick(Stamped, frozen=True, tag="tick"):
 
 
 class Started(Stamped, frozen=True, tag="started"):
-    """This node's process began. `updated`: it took the place of one that was Updating, on `by`'s `op_id`."""
+    """This node's process began. `updated`: it took the place of one that was Updating, on `by`'s `op_id`. `survey`: a
+    `Surveyed` follows, and until then maintenance moves no further by itself."""
 
     updated: bool = False
     by: str | None = None
     op_id: str | None = None
+    survey: bool = False
 
 
 class Synced(Stamped, frozen=True, tag="synced"):
@@ -131,13 +133,15 @@ class NodeHealth(Stamped, frozen=True, tag="node_health"):
 
 class DaemonIntent(Stamped, frozen=True, tag="daemon_intent"):
     """Whether a daemon shall run, and on which node if on one only. `none` forgets the intent. `after`: which
-    daemons of this node have to run well before it is started. Another `version` of one that runs restarts it."""
+    daemons of this node have to run well before it is started. Another `version` of one that runs restarts it.
+    `held`: why it can't run here although it is wanted; as long as it is given, it does not."""
 
     daemon: Id
     intent: Literal["run", "stop", "none"]
     node: Id | None = None
     after: tuple[Id, ...] = ()
     version: str = ""
+    held: str = ""
 
 
 class DaemonLifecycle(Stamped, frozen=True, tag="daemon_lifecycle"):
@@ -251,6 +255,24 @@ class Restored(Stamped, frozen=True, tag="restored"):
     ran: tuple[Id, ...] = ()
 
 
+class Surveyed(Stamped, frozen=True, tag="surveyed"):
+    """What runs here, what is held here and what shall run here has been told since the start: what was not told isn't
+    there."""
+
+
+class BackoffRestored(Stamped, frozen=True, tag="backoff_restored"):
+    """What this node's last process knew of a daemon that had crashed, in loop times of this one (`crashes_ms` oldest
+    first): its gate, its latest delay and the crashes that still count. It ceased to run at `since_ms`."""
+
+    daemon: Id
+    until_ms: int | None
+    looping: bool
+    delay_ms: Duration
+    crashes_ms: tuple[int, ...]
+    since_ms: int
+    reason: str = ""
+
+
 class PeerState(Stamped, frozen=True, tag="peer_state"):
     """What a peer says of itself that placement has to know."""
 
@@ -315,6 +337,8 @@ Event: TypeAlias = (
     | Admin
     | MaintenanceObserved
     | Restored
+    | Surveyed
+    | BackoffRestored
     | Backpressure
     | ActionOutcome
     | LocalFailure

@@ -20,6 +20,7 @@ from agent.meshos.events import (
     Admin,
     AdminOp,
     Alone,
+    BackoffRestored,
     Backpressure,
     Blob,
     DaemonIntent,
@@ -40,6 +41,7 @@ from agent.meshos.events import (
     SelfHealth,
     Started,
     Stopping,
+    Surveyed,
     Synced,
     Tick,
     UpdateFailed,
@@ -109,6 +111,7 @@ _TIMERS: dict[str, Callable[[MeshOsState, Any], Transition | None]] = {
 
 
 def _started(state: MeshOsState, event: Started) -> Transition | None:
+    state.surveyed = not event.survey
     return state.life.started(event, state.now_ms)
 
 
@@ -334,6 +337,10 @@ def _restored(state: MeshOsState, event: Restored) -> Transition | None:
     return move
 
 
+def _surveyed(state: MeshOsState, event: Surveyed) -> None:
+    state.surveyed = True
+
+
 # --- actions
 
 
@@ -420,6 +427,8 @@ _FOLDS: dict[type, Callable[[MeshOsState, Any], Transition | None]] = {
     Admin: _admin,
     MaintenanceObserved: _maintenance_observed,
     Restored: _restored,
+    Surveyed: _surveyed,
+    BackoffRestored: daemons.restored,
     Backpressure: _backpressure,
     ActionOutcome: _action_outcome,
     LocalFailure: _local_failure,

@@ -112,7 +112,7 @@ def shall_run(look: Look, key: Id, daemon: Daemon | None) -> bool | None:
     intent = look.desired.daemons.get(key)
     if intent is None:
         return None
-    if not intent.run or (intent.node is not None and intent.node != look.this_node):
+    if not intent.run or intent.held or (intent.node is not None and intent.node != look.this_node):
         return False
     if daemon is None or not daemon.running:
         if state.life.leaving is not None or state.life.update is not None:
@@ -242,9 +242,12 @@ def locality(look: Look) -> Iterator[Action]:
 def maintenance(look: Look) -> Iterator[Action]:
     """Ask for this node's next maintenance state once its condition is met."""
     state = look.actual
+    if not state.surveyed:
+        return
     mine = state.maintenance
     unwell = mine.state is EXITING and any(
         intent.run
+        and not intent.held
         and intent.node in (None, look.this_node)
         and not ((daemon := state.daemons.get(key)) and daemon.well)
         and not held_by_cordon(state, daemon)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent.meshos.events import Id, by_id
+from agent.meshos.states import MaintenanceState
 
 if TYPE_CHECKING:
     from agent.meshos.snapshot import DaemonView, LocalView, MaintenanceView, ReplicaView, Snapshot
@@ -25,8 +26,9 @@ def document(snapshot: Snapshot, now_ms: int, show: Show = lambda key: key) -> d
     def shown(key: Id | None) -> Any:
         return None if key is None else show(key)
 
+    away = _away(snapshot)
     return {
-        "daemons": [_daemon(key, view, now_ms, shown) for key, view in _sorted(snapshot.daemons)],
+        "daemons": [_daemon(key, view, now_ms, shown, away) for key, view in _sorted(snapshot.daemons)],
         "replicas": [_replica(key, view, now_ms, shown) for key, view in _sorted(snapshot.replicas)],
         "peers": [
             {
@@ -92,7 +94,19 @@ def _left(now_ms: int, until_ms: int | None) -> int | None:
     return None if until_ms is None else max(0, until_ms - now_ms)
 
 
-def _daemon(key: Id, view: DaemonView, now_ms: int, shown: Callable[[Id | None], Any]) -> dict[str, Any]:
+def _away(snapshot: Snapshot) -> str | None:
+    """Why this node runs no daemon whatever is wanted of it; None when it may."""
+    stands = snapshot.local_maintenance.state
+    if stands in (MaintenanceState.ENTERING, MaintenanceState.MAINTENANCE, MaintenanceState.DRAIN_FAILED):
+        return "in maintenance" if stands is MaintenanceState.MAINTENANCE else stands.value.replace("_", " ")
+    return "drained" if snapshot.local.drain is not None else None
+
+
+def _daemon(
+    key: Id, view: DaemonView, now_ms: int, shown: Callable[[Id | None], Any], away: str | None
+) -> dict[str, Any]:
+    if view.intent != "run" or view.state in ("running", "stopping"):
+        away = None
     return {
         "daemon": key,
         "name": str(key),
@@ -105,13 +119,18 @@ def _daemon(key: Id, view: DaemonView, now_ms: int, shown: Callable[[Id | None],
         "restarts": view.restarts,
         "until_ms": view.until_ms,
         "until_in_ms": _left(now_ms, view.until_ms),
-        "age_ms": now_ms - view.since_ms,
-        "held_back": "cordoned"
-        if view.held_by_cordon
-        else None
-        if view.waits_for is None
-        else f"waits for {view.waits_for}",
+        "age_ms": _age(now_ms, view.since_ms),
+        "held_back": away or _kept_from(view),
     }
+
+
+def _kept_from(view: DaemonView) -> str | None:
+    """What keeps a daemon from running, the most lasting first."""
+    if view.held:
+        return view.held
+    if view.held_by_cordon:
+        return "cordoned"
+    return None if view.waits_for is None else f"waits for {view.waits_for}"
 
 
 def _replica(key: Id, view: ReplicaView, now_ms: int, shown: Callable[[Id | None], Any]) -> dict[str, Any]:
@@ -146,8 +165,8 @@ def _held_back(snapshot: Snapshot, now_ms: int) -> list[dict[str, Any]]:
     for key, view in _sorted(snapshot.daemons):
         if view.intent != "run":
             continue
-        if view.held_by_cordon:
-            found.append({"what": f"start daemon {key}", "reason": "cordoned", "in_ms": None})
+        if view.held or view.held_by_cordon:
+            found.append({"what": f"start daemon {key}", "reason": _kept_from(view), "in_ms": None})
         elif view.waits_for is not None and view.state == "stopped":
             why = f"{view.waits_for} is not running well yet"
             found.append({"what": f"start daemon {key}", "reason": why, "in_ms": None})

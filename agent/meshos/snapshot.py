@@ -37,10 +37,12 @@ class DaemonView(msgspec.Struct, frozen=True):
     restarts: int
     until_ms: int | None
     """The gate: a loop time before which it is not started."""
-    since_ms: int
-    """When it began to run, or ceased to."""
+    since_ms: int | None
+    """When it began to run, or ceased to; None: it never was there."""
     held_by_cordon: bool
     waits_for: Id | None
+    held: str
+    """Why it can't run here although it is wanted."""
 
 
 class ReplicaView(msgspec.Struct, frozen=True):
@@ -221,9 +223,10 @@ def _daemons(state: MeshOsState, before: Mapping[Id, DaemonView] | None = None) 
             row.saturation,
             row.restarts,
             row.backoff.until_ms,
-            row.since_ms,
+            row.since_ms if daemon is not None else None,
             run and not row.running and held_by_cordon(state, row),
             waits_for(state, key, state.this_node) if run and not row.running else None,
+            intent.held if intent is not None and run else "",
         )
     return MappingProxyType(views)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from agent.spec.model import ArtifactSpec, ChainSpec, DaemonSpec, FleetSpec
+from agent.spec.model import ArtifactSpec, ChainSpec, DaemonSpec, FleetSpec, Resources
 from agent.spec.placing import Candidate, Plan, Shortfall, plan
+from agent.spec.resources import needs_text, size_text
 
 RESTARTING_KEYS = frozenset({"command", "entry_point", "env", "cwd", "user", "readiness"})
 """Keys of a daemon that only a new process can take up. The others count at once, for the process that runs."""
@@ -58,6 +59,10 @@ class Difference:
     """Of the new spec, whether or not the old one fell short too."""
     placed: Mapping[str, tuple[str, ...]]
     """Names of the nodes of each daemon, under the new spec."""
+    held: Mapping[str, Mapping[str, str]]
+    """Daemon → names of the nodes that it is held back on for lack of room, and why; under the new spec."""
+    needs: Mapping[str, Resources]
+    """What the daemons of the new spec need, where it says."""
 
     @property
     def changed(self) -> bool:
@@ -66,7 +71,8 @@ class Difference:
     def document(self) -> dict[str, Any]:
         """As JSON: `{"added", "removed", "changed", "unchanged"}` with entries as `{"table", "name"}` (changed ones
         with `keys`: `[{"key", "old", "new"}]`), `nodes`: `[{"node", "id", "starts", "stops", "restarts"}]`,
-        `shortfalls`: `[{"daemon", "wanted", "placed"}]`, `placed`: node names by daemon."""
+        `shortfalls`: `[{"daemon", "wanted", "placed", "reason"}]`, `placed`: node names by daemon, `held`: why by node
+        name by daemon."""
         found: dict[str, Any] = {what: [] for what in ("added", "removed", "changed", "unchanged")}
         for entry in self.entries:
             row: dict[str, Any] = {"table": entry.table, "name": entry.name}
@@ -84,9 +90,11 @@ class Difference:
             for change in self.nodes
         ]
         found["shortfalls"] = [
-            {"daemon": s.daemon, "wanted": s.wanted, "placed": s.placed} for s in self.shortfalls
+            {"daemon": s.daemon, "wanted": s.wanted, "placed": s.placed, "reason": s.reason or None}
+            for s in self.shortfalls
         ]
         found["placed"] = {name: list(nodes) for name, nodes in self.placed.items()}
+        found["held"] = {name: dict(nodes) for name, nodes in self.held.items()}
         return found
 
     def lines(self) -> list[str]:
@@ -99,8 +107,10 @@ class Difference:
             where = ""
             if entry.table == "daemon" and entry.what != "removed":
                 where = f" on {_listed(self.placed.get(entry.name, ()))}"
+                if entry.what == "added" and entry.name in self.needs:
+                    where += f", needs {needs_text(self.needs[entry.name])}"
             said.append(f"{mark} {entry.table} {entry.name}{where}")
-            said += [f"    {c.key}: {_shown(c.old)} → {_shown(c.new)}" for c in entry.changes]
+            said += [f"    {c.key}: {_shown(c.key, c.old)} → {_shown(c.key, c.new)}" for c in entry.changes]
         same = sum(entry.what == "unchanged" for entry in self.entries)
         if same:
             said.append(f"= {same} unchanged")
@@ -115,6 +125,10 @@ class Difference:
                 if names
             ]
             said.append(f"@ {node.name}: {'; '.join(acts)}")
+        short = {shortfall.daemon for shortfall in self.shortfalls}
+        for name, nodes in self.held.items():
+            if name not in short:  # those say it themselves
+                said += [f"! {name}: held back on {node}: {why}" for node, why in nodes.items()]
         return said + [f"! {shortfall}" for shortfall in self.shortfalls]
 
 
@@ -135,6 +149,11 @@ def difference(old: FleetSpec, new: FleetSpec, candidates: Iterable[Candidate] =
         tuple(_nodes(before, after, names, restarted)),
         after.shortfalls,
         {name: tuple(sorted(names[node] for node in nodes)) for name, nodes in after.placed.items()},
+        {
+            name: dict(sorted((names[node], why) for node, why in nodes.items()))
+            for name, nodes in sorted(after.held.items())
+        },
+        {daemon.name: daemon.resources for daemon in new.daemon if daemon.resources},
     )
 
 
@@ -205,8 +224,10 @@ def _listed(names: Iterable[str], most: int = 6) -> str:
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
-def _shown(value: Any) -> str:
+def _shown(key: str, value: Any) -> str:
     if value is None:
         return "none"
+    if key == "resources.memory":
+        return size_text(value)
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     return text if len(text) <= 80 else text[:79] + "…"

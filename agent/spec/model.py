@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from agent.spec.amounts import kept_bytes, kept_ms
+
 Seconds = Annotated[float, Meta(ge=0, le=7 * 24 * 3600)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\Z")]
 Word = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+\Z")]
@@ -37,6 +39,19 @@ class ControlHooks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     drain_finish: Hook | None = None
     backpressure_on: Hook | None = None
     backpressure_off: Hook | None = None
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a daemon needs of a node: set aside for it where it is placed, and no limit on it. At least one is given."""
+
+    cpu: Annotated[float, Meta(ge=0.001, le=100_000)] | None = None
+    """Cores."""
+    memory: Annotated[int, Meta(ge=1, le=1 << 60)] | None = None
+    """Bytes."""
+
+    @property
+    def millicores(self) -> int:
+        return round((self.cpu or 0) * 1000)
 
 
 class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,13 +86,24 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     restart_on_update: bool = True
     """False: it lives on while the agent replaces itself."""
     control: ControlHooks = ControlHooks()
+    resources: Resources | None = None
+    """None: it goes wherever it is meant to, whatever else is there."""
 
 
 class ChainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One `[[chain]]`: an append-only log and how many nodes shall hold it."""
+    """One `[[chain]]`: an append-only log, how many nodes shall hold it, and how much of it each of them keeps."""
 
     name: Name
     replicas: Replicas = 3
+    keep_bytes: int | str = "64M"
+    """Of records, at most; the oldest go first."""
+    keep_for: str | None = None
+    """How old a record gets, `7d`; None: any age."""
+
+    @property
+    def keep(self) -> tuple[int, int | None]:
+        """Bytes, and milliseconds or None. ValueError for what `read_spec` refuses."""
+        return kept_bytes(self.keep_bytes), None if self.keep_for is None else kept_ms(self.keep_for)
 
 
 class ArtifactSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,6 +4,12 @@ Nobody schedules and nothing is negotiated. Nodes are ranked for each daemon by 
 (rendezvous hashing), and the first `count` of them run it: equal views agree, a node that goes leaves its daemons to
 the next in rank and moves no other, a node that comes takes only what it ranks first for. While views differ, a daemon
 may run on one node too many for a moment, and `Settling` sees to it that it doesn't run on one too few.
+
+A daemon with `resources` goes only where they fit beside what is there already. Room is taken in turn: first by what
+nodes have taken on (each tells in its member record), then by what no other node can run instead, then by the rest,
+each by name. So such a daemon stays where it is, whatever comes beside it and whoever comes or goes: it moves when its
+node goes or is drained, when its own entry changes, or when another on its node is given greater needs. In which order
+nodes hear of each other's daemons makes no difference: who takes on what the plan gives it leaves the plan as it was.
 """
 
 from __future__ import annotations
@@ -12,8 +18,10 @@ import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 
 from agent.spec.model import DaemonSpec, FleetSpec
+from agent.spec.resources import UNKNOWN, Books, Capacity
 from agent.spec.selector import read_selector
 
 PLACEMENT_SETTLE_MS = 3_000
@@ -23,7 +31,8 @@ RUNNABLE_MAINTENANCE = frozenset({"active", "exiting_maintenance", "recovery"})
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node as placement sees it. `keeps`: the counted daemons that a cordoned node still runs, by its own word."""
+    """A node as placement sees it. `keeps`: what it has taken on, by its own word: those daemons with resources, and
+    on a cordoned node all that it still runs."""
 
     id: int
     name: str
@@ -32,6 +41,7 @@ class Candidate:
     eligible: bool = True
     cordoned: bool = False
     keeps: frozenset[str] = frozenset()
+    capacity: Capacity = UNKNOWN
 
 
 def may_run(state: str, maintenance: str) -> bool:
@@ -42,15 +52,18 @@ def may_run(state: str, maintenance: str) -> bool:
 
 @dataclass(frozen=True)
 class Shortfall:
-    """A counted daemon for which there are too few nodes."""
+    """A counted daemon for which there are too few nodes. `reason`: why the next node in rank can't run it too, where
+    that is for lack of room."""
 
     daemon: str
     wanted: int
     placed: int
+    reason: str = ""
 
     def __str__(self) -> str:
         nodes = "no node" if self.placed == 0 else f"{self.placed} node{'s' * (self.placed != 1)}"
-        return f"{self.daemon}: {self.wanted} wanted, {nodes} can run it"
+        said = f"{self.daemon}: {self.wanted} wanted, {nodes} can run it"
+        return f"{said}; {self.reason}" if self.reason else said
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,9 @@ class Plan:
     placed: Mapping[str, tuple[int, ...]]
     """Node ids by daemon."""
     shortfalls: tuple[Shortfall, ...]
+    held: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    """Daemon → the nodes that would run it but for lack of room, and the reason: those that shall by `all` or by name, and
+    of a counted one as many as are wanting, the first in rank."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,8 @@ class _Able:
 
     ids: tuple[int, ...]
     """In their order."""
+    by_id: Mapping[int, Candidate]
+    """The same, in the same order."""
     free: frozenset[int]
     """Those that are not cordoned."""
     cordoned: tuple[Candidate, ...]
@@ -82,6 +100,7 @@ class _Able:
         found = sorted((c for c in candidates if c.eligible and selector.matches(c)), key=lambda c: c.id)
         return cls(
             tuple(c.id for c in found),
+            {c.id: c for c in found},
             frozenset(c.id for c in found if not c.cordoned),
             tuple(c for c in found if c.cordoned),
         )
@@ -98,7 +117,7 @@ class _First:
 
 def placed(spec: DaemonSpec, candidates: Iterable[Candidate]) -> list[int]:
     """The ids of the nodes that shall run a daemon, in their order."""
-    return list(Planner().place(spec, _Able.among(spec.on, candidates)))
+    return list(plan(FleetSpec(daemon=[spec]), -1, candidates).placed[spec.name])
 
 
 def plan(spec: FleetSpec, me: int, candidates: Iterable[Candidate]) -> Plan:
@@ -125,6 +144,8 @@ class Planner:
     def __init__(self) -> None:
         self._before: dict[str, _First] = {}
         self._now: dict[str, _First] = {}
+        self._ranked: dict[str, tuple[frozenset[int], tuple[int, ...]]] = {}
+        """Daemons with resources that not all who shall have taken on yet → free nodes, and these in rank."""
         self._steps: dict[tuple[int, int], tuple[frozenset[int], frozenset[int]]] = {}
         """By the identity of two sets of nodes: who has gone, who has come."""
 
@@ -132,26 +153,70 @@ class Planner:
         """As the function of the same name."""
         self._before, self._now, self._steps = self._now, {}, {}
         view = list(candidates)
-        matching: dict[str, _Able] = {}
+        able: dict[str, _Able] = {}
+        for daemon in spec.daemon:
+            if daemon.on not in able:
+                able[daemon.on] = _Able.among(daemon.on, view)
+        mine = {on for on, found in able.items() if me in found.ids}
+        booked, held = self._book([daemon for daemon in spec.daemon if daemon.resources], able, view)
         where: dict[str, tuple[int, ...]] = {}
         here: dict[str, DaemonSpec] = {}
         outranked: set[str] = set()
         shortfalls: list[Shortfall] = []
-        mine: dict[str, bool] = {}
         for daemon in spec.daemon:
-            if (able := matching.get(daemon.on)) is None:
-                able = matching[daemon.on] = _Able.among(daemon.on, view)
-                mine[daemon.on] = me in able.ids
-            ids = where[daemon.name] = self.place(daemon, able)
+            ids = booked[daemon.name] if daemon.resources else self.place(daemon, able[daemon.on])
+            where[daemon.name] = ids
             if me in ids:
                 here[daemon.name] = daemon
-            elif mine[daemon.on]:
+            elif daemon.on in mine and me not in held.get(daemon.name, ()):
                 outranked.add(daemon.name)
             wanted = wanted_count(daemon)
             if wanted is not None and len(ids) < wanted:
-                shortfalls.append(Shortfall(daemon.name, wanted, len(ids)))
+                why = _first_held(held.get(daemon.name, {}), able[daemon.on])
+                shortfalls.append(Shortfall(daemon.name, wanted, len(ids), why))
         self._before = {}
-        return Plan(here, frozenset(outranked), where, tuple(shortfalls))
+        return Plan(here, frozenset(outranked), where, tuple(shortfalls), held)
+
+    def _book(
+        self, daemons: Iterable[DaemonSpec], able: Mapping[str, _Able], view: Iterable[Candidate]
+    ) -> tuple[dict[str, tuple[int, ...]], dict[str, dict[int, str]]]:
+        """Where those with resources go, and where they are held back."""
+        order = sorted(daemons, key=lambda daemon: (not own_affair(daemon), daemon.name))
+        kept: dict[str, list[int]] = {}
+        for candidate in view if order else ():
+            for name in candidate.keeps:
+                kept.setdefault(name, []).append(candidate.id)
+        books = Books()
+        placed: dict[str, list[int]] = {}
+        ending: list[tuple[DaemonSpec, Candidate]] = []
+        for daemon in order:
+            among, count = able[daemon.on].by_id, wanted_count(daemon)
+            keepers = sorted(node for node in kept.get(daemon.name, ()) if node in among)
+            if count is not None and len(keepers) > count:
+                keepers = _in_rank(daemon.name, keepers)
+            found = placed[daemon.name] = _take(books, daemon, (among[node] for node in keepers), count)[0]
+            ending += [(daemon, among[node]) for node in keepers if node not in found]
+        for daemon, candidate in ending:  # until they have, they take room
+            _take(books, daemon, [candidate], None)
+        held: dict[str, dict[int, str]] = {}
+        ranked, self._ranked = self._ranked, {}
+        for daemon in order:
+            name, count, found = daemon.name, wanted_count(daemon), placed[daemon.name]
+            nodes = able[daemon.on]
+            if len(found) == (len(nodes.ids) if count is None else count):
+                continue
+            turn = nodes.ids
+            if count is not None:
+                free, known = ranked.get(name, (None, ()))
+                turn = known if free == nodes.free else tuple(_in_rank(name, nodes.free))
+                self._ranked[name] = nodes.free, turn
+            others = (nodes.by_id[node] for node in turn if node not in found)
+            more, full = _take(books, daemon, others, None if count is None else count - len(found))
+            found += more
+            wanting = len(full) if count is None else count - len(found)
+            if full and wanting:
+                held[name] = dict(islice(full.items(), wanting))
+        return {name: tuple(sorted(ids)) for name, ids in placed.items()}, held
 
     def place(self, spec: DaemonSpec, able: _Able) -> tuple[int, ...]:
         """A cordoned node keeps a counted daemon that it runs, before anybody else, and gets no other."""
@@ -185,6 +250,31 @@ class Planner:
         if pair not in self._steps:
             self._steps[pair] = (before - now, now - before)
         return self._steps[pair]
+
+
+def _take(
+    books: Books, daemon: DaemonSpec, turn: Iterable[Candidate], most: int | None
+) -> tuple[list[int], dict[int, str]]:
+    """Those of the nodes in turn that have room for a daemon, `most` at most, and why the others have none."""
+    assert daemon.resources is not None
+    found: list[int] = []
+    full: dict[int, str] = {}
+    for candidate in turn:
+        if len(found) == most:
+            break
+        if why := books.take(candidate.id, candidate.capacity, daemon.resources):
+            full[candidate.id] = why
+        else:
+            found.append(candidate.id)
+    return found, full
+
+
+def _first_held(held: Mapping[int, str], able: _Able) -> str:
+    return next((f"{able.by_id[node].name} {why}" for node, why in held.items()), "")
+
+
+def _in_rank(name: str, nodes: Iterable[int]) -> list[int]:
+    return sorted(nodes, key=lambda node: _weight(name, node), reverse=True)
 
 
 def _weight(name: str, node: int) -> bytes:

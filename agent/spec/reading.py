@@ -1,7 +1,7 @@
 """Reads a spec file: TOML in, a checked `FleetSpec` out, or one line that says which table, entry and key is wrong.
 
 What is read here can be acted on: names are unique, selectors parse, `after` has an order, signals exist on this host,
-and a health check's `tcp` is HOST:PORT whatever short form it was written in.
+a health check's `tcp` is HOST:PORT and `resources.memory` a number of bytes whatever short form they were written in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent.config import host_port
-from agent.spec.model import ArtifactSpec, ChainSpec, ControlHooks, DaemonSpec, FleetSpec, HealthCheck
+from agent.spec.amounts import bytes_of, kept_bytes, kept_ms
+from agent.spec.model import (
+    ArtifactSpec,
+    ChainSpec,
+    ControlHooks,
+    DaemonSpec,
+    FleetSpec,
+    HealthCheck,
+    Resources,
+)
 from agent.spec.selector import read_selector
 from discovery.errors import LocalError
 from discovery.member import addr_text
@@ -35,7 +44,11 @@ TABLES: Mapping[str, type[msgspec.Struct]] = {
     "chain": ChainSpec,
     "artifact": ArtifactSpec,
 }
-_INNER: Mapping[str, type[msgspec.Struct]] = {"health": HealthCheck, "control": ControlHooks}
+_INNER: Mapping[str, type[msgspec.Struct]] = {
+    "health": HealthCheck,
+    "control": ControlHooks,
+    "resources": Resources,
+}
 _T = TypeVar("_T", bound=msgspec.Struct)
 _AT = re.compile(r" - at `\$(.*)`$")
 _LIST_HINT = {"command", "exec", "after"}
@@ -50,12 +63,20 @@ _MEANT: Mapping[str, str] = {
     "signal": "stop_signal",
     "healthcheck": "health",
     "copies": "replicas",
+    **dict.fromkeys(("requests", "requirements"), "resources"),
+    **dict.fromkeys(("cpus", "cores"), "cpu"),
+    **dict.fromkeys(("mem", "ram"), "memory"),
+    **dict.fromkeys(("max_bytes", "retention_bytes", "max_size"), "keep_bytes"),
+    **dict.fromkeys(("max_age", "retention", "ttl", "keep"), "keep_for"),
 }
 """What other programs' files call it."""
 
 
-def read_spec(text: str) -> FleetSpec:
-    """The spec in a file's text. LocalError(`what: why; what to do`) at the first thing that is wrong."""
+def read_spec(text: str, *, in_force: bool = False) -> FleetSpec:
+    """The spec in a file's text. LocalError(`what: why; what to do`) at the first thing that is wrong.
+
+    `in_force`: a mesh runs by it already. Rules that an earlier build did not have then don't count: to refuse it
+    would end what runs."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError as why:
@@ -66,13 +87,35 @@ def read_spec(text: str) -> FleetSpec:
     daemons = [_check_daemon(daemon) for daemon in _entries("daemon", DaemonSpec, tables)]
     _check_order(daemons)
     chains = _entries("chain", ChainSpec, tables)
+    for chain in chains:
+        _check_chain(chain)
     if any(chain.name in RESERVED for chain in chains):
         raise LocalError(f"chain {RESERVED[0]}: every mesh has one of that name; rename yours")
-    return FleetSpec(
-        daemon=daemons,
-        chain=chains,
-        artifact=_entries("artifact", ArtifactSpec, tables),
-    )
+    spec = FleetSpec(daemon=daemons, chain=chains, artifact=_entries("artifact", ArtifactSpec, tables))
+    if not in_force:
+        _check_new(spec)
+    return spec
+
+
+def _check_new(spec: FleetSpec) -> None:
+    """What the first builds took, and what never worked."""
+    for daemon in spec.daemon:
+        if daemon.cwd is not None and not daemon.cwd.startswith("/"):
+            said = _plain(daemon.cwd)
+            raise LocalError(f"daemon {daemon.name}: `cwd`: {said!r} is relative; write it from / on")
+    for name in {chain.name for chain in spec.chain} & {artifact.name for artifact in spec.artifact}:
+        raise LocalError(f"artifact {name}: a chain has that name, and they share their names; rename one")
+
+
+def read_resources(given: Any) -> Resources | None:
+    """What a class says that it requires, read like the `resources` of a spec; None: nothing. LocalError
+    (`requirements: why; what to do`) when it is no such thing."""
+    if given is None or given == {}:
+        return None
+    if not isinstance(given, dict):
+        raise LocalError('requirements: no dictionary; return {"cpu": 0.5, "memory": "512M"}, or {}')
+    found = _convert({str(key): value for key, value in given.items()}, Resources, "requirements")
+    return None if found == Resources() else found
 
 
 def _tables(text: str) -> dict[str, Any]:
@@ -118,10 +161,21 @@ def _convert(entry: dict[str, Any], form: type[_T], what: str) -> _T:
             _check_keys(entry[key], inner, what, f"{key}.")
     if isinstance(health := entry.get("health"), dict) and type(health.get("tcp")) is int:
         entry = {**entry, "health": {**health, "tcp": str(health["tcp"])}}
+    if form is DaemonSpec and isinstance(needs := entry.get("resources"), dict):
+        entry = {**entry, "resources": _sized(needs, what, "resources.")}
+    if form is Resources:
+        entry = _sized(entry, what, "")
     try:
         return msgspec.convert(entry, form)
     except msgspec.ValidationError as why:
         raise LocalError(f"{what}: {_why(why)}") from why
+
+
+def _sized(needs: dict[str, Any], what: str, prefix: str) -> dict[str, Any]:
+    """With `memory` as a number where it is a size in text."""
+    if isinstance(memory := needs.get("memory"), str):
+        return {**needs, "memory": _checked(what, f"{prefix}memory", lambda: bytes_of(memory))}
+    return needs
 
 
 def _check_keys(entry: Mapping[str, Any], form: type[msgspec.Struct], what: str, prefix: str) -> None:
@@ -146,6 +200,8 @@ def _why(error: msgspec.ValidationError) -> str:
         said = "not a name; use small letters, digits, '.', '_' and '-', 64 at most, a letter or digit first"
     elif key == "readiness":
         said += "; use exec, sd_notify or none"
+    elif key == "resources":
+        said += '; write resources = { cpu = 0.5, memory = "512M" }'
     elif first in _LIST_HINT and "expected a list" in said:
         said += f'; write {first} = ["…", "…"]'
     return f"`{key}`: {said}" if key else said
@@ -180,9 +236,18 @@ def _check_daemon(daemon: DaemonSpec) -> DaemonSpec:
     for key, number in _numbers(daemon):
         if number != number:
             raise LocalError(f"{what}: `{key}`: not a number; give seconds")
+    if daemon.resources == Resources():
+        raise LocalError(f"{what}: `resources`: neither `cpu` nor `memory`; give one, or leave it out")
     if daemon.health is None:
         return daemon
     return msgspec.structs.replace(daemon, health=_check_health(what, daemon.health))
+
+
+def _check_chain(chain: ChainSpec) -> None:
+    what = f"chain {chain.name}"
+    _checked(what, "keep_bytes", lambda: kept_bytes(chain.keep_bytes))
+    if (age := chain.keep_for) is not None:
+        _checked(what, "keep_for", lambda: kept_ms(age))
 
 
 def _check_health(what: str, health: HealthCheck) -> HealthCheck:

@@ -15,7 +15,10 @@ from discovery.swim.view import View
 _SPENT_MAX = 256
 _RELAYS_MAX = 1_024
 _LATE_GRACE_S = 0.1
-NONCE_BITS = 63
+NONCE_BITS = 61
+ATTEMPT_BITS = 2
+"""Below the random ones: which of its pings an ack answers, so that a round trip is that of one ping."""
+ATTEMPT = (1 << ATTEMPT_BITS) - 1
 
 
 @dataclass(slots=True)
@@ -23,6 +26,7 @@ class Probe:
     """One question to one member, asked directly up to three times and through others once."""
 
     nonce: int
+    """Of its first ping; the later ones count up from it."""
     target: int
     sent_at: float
     ends_at: float
@@ -30,6 +34,8 @@ class Probe:
     routine: bool
     """One of the regular round, not a look at a suspect."""
     stage: int = 0
+    pinged_at: list[float] = field(default_factory=list)
+    """When each ping was sent."""
     helpers: list[int] = field(default_factory=list)
     nacks: set[int] = field(default_factory=set)
     graced: bool = False
@@ -112,7 +118,7 @@ class Prober:
         """Sends the first ping of a new probe."""
         view, config = self.view, self.view.config
         addrs = [member.addr] if member.addr is not None else view.addrs_of(member)
-        nonce = view.rng.getrandbits(NONCE_BITS)
+        nonce = view.rng.getrandbits(NONCE_BITS) << ATTEMPT_BITS
         ends_at = view.now + view.scaled(config.probe_interval_s)
         probe = Probe(nonce, node, view.now, ends_at, addrs, routine)
         self.probes[nonce] = probe
@@ -121,7 +127,8 @@ class Prober:
         view.timers.set(("probe", nonce), view.now + view.scaled(config.probe_timeout_s) / 2)
 
     def _ping(self, probe: Probe, addrs: list[Addr]) -> None:
-        parts = [self.ping(probe.nonce, probe.target), *self.judge.reminder(probe.target)]
+        probe.pinged_at.append(self.view.now)
+        parts = [self.ping(probe.nonce + probe.stage, probe.target), *self.judge.reminder(probe.target)]
         for addr in addrs:
             self.view.send(addr, parts)
 
@@ -219,7 +226,8 @@ class Prober:
     def on_ack(self, m: wire.Ack, sender: int, addr: Addr, reply: list[bytes]) -> None:
         """Takes an ack of my own probe as proof of life, and passes on the ack of another's."""
         view = self.view
-        probe = self.probes.get(m.nonce) or self._spent.get(m.nonce)
+        nonce, attempt = m.nonce & ~ATTEMPT, m.nonce & ATTEMPT
+        probe = self.probes.get(nonce) or self._spent.get(nonce)
         if probe is None:
             relay = self._relays.get(m.nonce)
             if relay is not None and relay.target == m.node:
@@ -236,14 +244,15 @@ class Prober:
         if m.node != probe.target or not view.verify(member.record.pub, statement, m.sig):
             view.count("forged_ack", sender, addr)
             return
-        if m.nonce in self.probes:
+        asked = nonce in self.probes
+        if asked:
             self._retire(probe)
             if probe.routine:
                 view.feel(-1)
         direct = sender == m.node and (addr in probe.addrs or addr in member.record.addrs)
         current = m.incarnation == member.record.incarnation
-        if direct and probe.stage == 0:
-            rtt = view.now - probe.sent_at
+        if asked and direct and attempt < len(probe.pinged_at):
+            rtt = view.now - probe.pinged_at[attempt]
             member.rtt_s = rtt if member.rtt_s is None else member.rtt_s + (rtt - member.rtt_s) / 8
         view.note_vitals(member, m.vitals)
         self.judge.alive(probe.target, member, probe.sent_at, addr if direct and current else None)

@@ -9,7 +9,7 @@ from agent.chain import adminop
 from agent.chain.adminop import AdminEvent
 from agent.chain.hlc import Stamp
 from agent.chain.record import DISPATCHED, Record, encode, hash_of
-from agent.opmessage import NAMESPACE, build_op, new_ulid
+from agent.opmessage import NAMESPACE, build_op, decode_op, new_ulid
 from discovery import sshsig
 from discovery.identity import Identity, id_text
 
@@ -58,7 +58,7 @@ def mesh_op(
 def body_of(message: bytes, signer: Identity, by: str = "", content: bytes | None = None) -> dict[str, Any]:
     """The body of a record of that op, without its stamp."""
     signature = sshsig.sign(message, signer, NAMESPACE)
-    return adminop.op_body(adminop.decode(message), message, signature, by or fingerprint(signer), content)
+    return adminop.op_body(decode_op(message), message, signature, by or fingerprint(signer), content)
 
 
 def event(

@@ -14,6 +14,7 @@ from agent.meshos.events import (
     Admin,
     AdminOp,
     Alone,
+    BackoffRestored,
     Backpressure,
     Blob,
     DaemonHealth,
@@ -37,6 +38,7 @@ from agent.meshos.events import (
     SelfHealth,
     Started,
     Stopping,
+    Surveyed,
     Synced,
     Tick,
     UpdateFailed,
@@ -132,9 +134,32 @@ WORLD: st.SearchStrategy[Event] = st.one_of(
     st.builds(SelfHealth, cpu=st.sampled_from([None, 0, 999]), mem=st.just(0)),
     st.builds(LocalFailure, source=st.just("probe"), target=st.just("p"), reason=st.just("x")),
     st.sampled_from(
-        [Started(), Synced(), Alone(), UpdateStarted(1000), UpdateFailed("x"), Stopping(), Leaving("signal")]
+        [
+            Started(),
+            Started(survey=True),
+            Synced(),
+            Alone(),
+            UpdateStarted(1000),
+            UpdateFailed("x"),
+            Stopping(),
+            Leaving("signal"),
+        ]
     ),
-    st.builds(Restored, cordoned=st.booleans(), maintenance=st.sampled_from(MaintenanceState)),
+    st.builds(
+        Restored,
+        cordoned=st.booleans(),
+        maintenance=st.sampled_from(MaintenanceState),
+    ),
+    st.just(Surveyed()),
+    st.builds(
+        BackoffRestored,
+        daemon=DAEMONS,
+        until_ms=st.none() | st.integers(-(10**9), 10**9),
+        looping=st.booleans(),
+        delay_ms=st.integers(0, 100_000),
+        crashes_ms=st.lists(st.integers(-(10**9), 10**9), max_size=7).map(tuple),
+        since_ms=st.integers(-(10**9), 10**9),
+    ),
 )
 STEP_MS = st.sampled_from([0, 0, 1, 250, 500, 999, 5000, 30_000, 60_000, 300_000])
 TICKED: st.SearchStrategy[Event] = st.one_of(WORLD, WORLD, WORLD, st.just(Tick()))
@@ -164,6 +189,7 @@ def long_run(seed: int) -> list[Event]:
             pick([None, None, ME, 1]),
             pick([(), (), (pick(daemons),)]),
             pick(["", "v1"]),
+            pick(["", "", "", "needs 2 cores"]),
         ),
         lambda: DaemonLifecycle(
             pick(daemons),

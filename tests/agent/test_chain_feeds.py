@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.chain import feeds as feeds_room
+from agent.chain import record
 from agent.chain.feedreading import Want
 from agent.chain.feeds import Draft, FeedStore
 from agent.chain.feedtables import key_of
@@ -457,6 +458,43 @@ def test_record_of_another_version_is_kept_out_and_named(path: Path) -> None:
             assert len(store.problems) == 1
             await store.take("admin", [Parcel(OTHER.pub, start, [good])], durable=False)
             assert numbers(store) == [1] and store.unsupported == {}
+
+    run(scenario)
+
+
+def test_own_records_of_another_version_stay_for_who_reads_them_and_are_a_hole_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reads(*supported: int) -> None:
+        monkeypatch.setattr(record, "SUPPORTED", supported)
+        monkeypatch.setattr(record, "VERSION", supported[-1])
+
+    async def scenario() -> None:
+        path = tmp_path / "one.db"
+        await filled(path, 2)
+        reads(1, 2)
+        await filled(path, 2)
+        reads(1)
+        async with opened(path) as store, opened(tmp_path / "two.db", OTHER) as replica:
+            assert "feed of" in store.problems[0] and "version 2, this build reads 1" in store.problems[0]
+            assert await store.scrub() == [] and len(store.problems) == 1
+            second = store.between("admin", ME.pub, [(2, 2)], 10**6)
+            with raw(path) as db:
+                db.execute("UPDATE records SET blob = ? WHERE id & 15 = 2", (b"\x01altered",))
+            assert numbers(store) == [1]
+            await store.flush()
+            await store.take("admin", second, durable=False)
+            assert numbers(store) == [1, 2], "mended beside what it can't read"
+            await store.append("admin", "n", {"n": 5})
+            assert numbers(store) == [1, 2, 5] and store.missing() == []
+            await copied(store, replica)
+            assert numbers(replica) == [1, 2, 5] and replica.missing()[0].spans == ((3, 4),)
+            reads(1, 2)
+            parcels = store.between("admin", ME.pub, [(3, 4)], 10**6)
+            await replica.take("admin", parcels, durable=False)
+            assert numbers(replica) == numbers(store) == [1, 2, 3, 4, 5] and replica.missing() == []
+        async with opened(path) as store:
+            assert store.problems == []
 
     run(scenario)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from agent import config
 from agent.config import AGENT_OPTIONS, click_options, duration_ms, host_port, load, section
 from discovery.errors import LocalError
-from discovery.member import addr_text
+from discovery.lifecycle import State
+from discovery.member import MAX_KEEPS_BYTES, RECORD_MAX_BYTES, Record, addr_text, seal_record
 
 
 def write(tmp_path: Path, text: str | bytes) -> Path:
@@ -81,6 +82,46 @@ def test_settings_tags_may_be_a_table(tmp_path: Path) -> None:
 def test_settings_too_many_tags_are_refused() -> None:
     with pytest.raises(LocalError, match=r"--tag: 17 of them; 16 at most"):
         load({"mesh": "a", "tag": tuple(f"k{i}=v" for i in range(17))}, None, {})
+
+
+def tags(sizes: list[int]) -> tuple[str, ...]:
+    return tuple(f"key{i:02}={'v' * size}" for i, size in enumerate(sizes))
+
+
+def test_settings_tags_the_member_record_has_no_room_for_are_refused_with_their_size() -> None:
+    with pytest.raises(
+        LocalError, match=r"^tag: 1123 bytes of tags, .* has room for \d{3}; give fewer or shorter ones$"
+    ):
+        load({"mesh": "a", "bind": "127.0.0.1", "tag": tags([62] * 16)}, None, {})
+
+
+def test_settings_tags_that_just_fit_can_be_sealed_whatever_else_changes() -> None:
+    flags = {"mesh": "a", "bind": "127.0.0.1", "name": "n" * 128}
+    size = 0
+    with pytest.raises(LocalError):
+        while size < 64:
+            settings = load({**flags, "tag": tags([31] * 12 + [size])}, None, {})
+            size += 1
+    record = Record(
+        pub=bytes(32),
+        mesh="a",
+        name="n" * 128,
+        kind=settings.kind,
+        incarnation=2**62,
+        version=2**62,
+        state=State.DRAINING,
+        addrs=[("127.0.0.1", 65535)],
+        build="0" * 12,
+        wire=1,
+        host=bytes(8),
+        deadline_ms=2**62,
+        maintenance="entering_maintenance",
+        cordoned=True,
+        tags=settings.tag,
+        keeps=bytes(MAX_KEEPS_BYTES),
+    )
+    sealed = seal_record(record, lambda data: bytes(64))
+    assert 880 < len(sealed.blob) <= RECORD_MAX_BYTES
 
 
 def test_settings_update_command_is_split_like_a_shell_line_or_given_as_words(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from agent.home import Home, RunEntry, read_identity
 from discovery.identity import id_text
 from tests.agent.data_nodes import Station, held_by, noise, world
 from tests.tui.canned import BUILD, founded
-from tui.cli import artifacts
+from tui.cli import artifacts, fleetwide
 from tui.cli.program import run_command
 
 DATA = noise(3 * 2**20 // 2)
@@ -84,7 +84,9 @@ def mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mesh]:
 
 
 def qd(command: str, *args: str) -> int:
-    return run_command(getattr(artifacts, command), list(args), "qd", command)
+    return run_command(
+        getattr(fleetwide if command == "chains" else artifacts, command), list(args), "qd", command
+    )
 
 
 def test_file_put_is_listed_and_got_again_byte_for_byte(
@@ -117,8 +119,8 @@ def test_people_are_told_in_words_and_a_table(
     assert said.startswith("notes: 5 B put at node-") and "uncounted" in said
     assert qd("chains") == 0
     head, line = capsys.readouterr().out.splitlines()
-    assert head.split() == ["NAME", "KIND", "HELD", "SIZE", "LEADER", "HOLDERS", "COMING"]
-    assert line.split()[:4] == ["notes", "artifact", "1/–", "5"]
+    assert head.split() == ["NAME", "KIND", "HELD", "SIZE", "LEADER", "HOLDERS"]
+    assert line.split()[:5] == ["●", "notes", "artifact", "1/–", "5"]
     assert qd("get", "notes") == 0
     assert "5 B, verified; put by SHA256:" in capsys.readouterr().out
     assert (tmp_path / "notes").read_bytes() == b"hello"
@@ -147,7 +149,12 @@ def test_get_that_was_broken_off_goes_on_from_its_part(
         (("put", "Odd Name"), 2, "Odd Name: no name for an artifact; give it one with --name"),
         (("put", "file", "--replicas", "65"), 2, "65 is not in the range 0<=x<=64"),
         (("put", "file", "--name", "admin"), 1, "admin is a chain; give the artifact another --name"),
-        (("chains", "--mesh", "beta"), 2, "mesh beta: node-"),
+        (("chains", "--mesh", "beta"), 2, "can't answer for beta"),
+        (
+            ("get", "notes", "-o", "nowhere/x"),
+            2,
+            "nowhere: no such directory; name a place that you can write",
+        ),
     ],
 )
 def test_what_goes_wrong_is_one_line_with_its_status(

@@ -303,6 +303,7 @@ def test_table_tells_counts_holders_leader_and_pulls_of_other_nodes(tmp_path: Pa
             low.room.holds(Item("chain", "log", size=5, count=3))
             await held_by([low, high], "model", 2)
             high.room.placing.pulls = lambda: [_Pull()]  # type: ignore[assignment,list-item,return-value]
+            high.room.desk._stabilising_ms = lambda name: 7 if name == "model" else 0
             await until(lambda: low.room.holdings.key_of("log") is not None)
             async with person(low) as link:
                 log, model = (await link.call("chains", {}))["rows"]
@@ -318,7 +319,8 @@ def test_table_tells_counts_holders_leader_and_pulls_of_other_nodes(tmp_path: Pa
                 "holders": [low.name, high.name],
                 "size": len(DATA),
                 "hash": entry.hash,
-                "stabilising_ms": 0,
+                "held_back": None,
+                "stabilising_ms": 7,
                 "pulls": [{"node": high.name, "done": 3, "total": 9}],
             }
             assert (log["kind"], log["held"], log["desired"], log["hash"]) == ("chain", 1, 3, None)

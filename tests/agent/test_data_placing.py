@@ -227,6 +227,49 @@ def test_pull_that_fills_the_disk_is_put_off_and_goes_on_where_it_stopped(tmp_pa
     asyncio.run(run())
 
 
+async def held_up(low: Station, high: Station) -> list[bool]:
+    """A pull by `low` of what `high` put, come as far as one chunk; the one item says whether it is held up."""
+    up = [True]
+
+    def no_more(more: int) -> None:
+        if up[0] and more < 2**20:
+            raise Refused("disk_full", "no room; it goes on when there is room")
+
+    low.room.store.room_for = no_more  # type: ignore[method-assign]
+    entry = await high.take("model", DATA, replicas=2)
+    part = low.place / "parts" / f"{entry.hash}.part"
+    await until(lambda: part.exists() and part.stat().st_size == 2**20)
+    return up
+
+
+def test_puller_that_ended_half_way_goes_on_by_itself_when_it_is_back(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, 2) as (low, high):
+            await held_up(low, high)
+            await low.world.end(low)
+            before = high.room.serving.counters["blob_bytes"]
+            await low.start()
+            low.world.changed()
+            assert await held_by([low, high], "model", 2) == [low, high]
+            assert high.room.serving.counters["blob_bytes"] - before == len(DATA) - 2**20
+            assert high.room.placing.counters["placed"] == 1, "nobody had to ask it again"
+
+    asyncio.run(run())
+
+
+def test_pull_that_a_drain_called_off_is_not_taken_up_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, 2) as (low, high):
+            await held_up(low, high)
+            assert low.room.store.entry("model") is not None
+            await low.admin("drain")
+            low.room.members_changed()
+            await until(lambda: low.room.store.entry("model") is None)
+            assert not list((low.place / "parts").iterdir())
+
+    asyncio.run(run())
+
+
 def test_cordoned_node_takes_no_placement(tmp_path: Path) -> None:
     async def run() -> None:
         async with world(tmp_path, 2) as (low, high):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.data.scoring import Candidate, ranked, scores
+from agent.data.scoring import Candidate, nobody_else, ranked, scores
 
 ME = 1
 FINE = Candidate(2, disk=0.5, cpu=0.2, mem=0.4, rtt_ms=0.0)
@@ -106,3 +106,14 @@ def test_more_free_disk_less_load_or_a_nearer_node_is_never_worse(
         good = alone(replace(candidate, mem=None, **{field: better * scale}))
         bad = alone(replace(candidate, mem=None, **{field: worse * scale}))
         assert bad is None or (good is not None and good >= bad)
+
+
+def test_who_may_take_a_copy_no_more_is_told_with_each_reason() -> None:
+    one, two, three = Candidate(1), Candidate(2, cordoned=True), Candidate(3, draining=True)
+    full, gone = Candidate(4, disk=0.99), Candidate(5, live=False)
+    assert nobody_else([one, two], []) is None
+    assert nobody_else([one, gone], [1]) == "every live node has one"
+    assert nobody_else([gone], []) == "no node is live"
+    assert nobody_else([two], []) == "no node may take it: 1 taking nothing new"
+    why = "no other node may take it: 1 draining or in maintenance, 1 short of disk, 1 taking nothing new"
+    assert nobody_else([one, two, three, full], [1]) == why

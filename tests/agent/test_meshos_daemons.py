@@ -10,8 +10,21 @@ from hypothesis import strategies as st
 
 from agent.meshos.backoff import Backoff
 from agent.meshos.config import MeshOsConfig
-from agent.meshos.events import ActionOutcome, Leaving, Restored, Started, Synced, UpdateFailed, UpdateStarted
+from agent.meshos.daemons import crashed
+from agent.meshos.events import (
+    ActionOutcome,
+    BackoffRestored,
+    DaemonIntent,
+    Event,
+    Leaving,
+    Restored,
+    Started,
+    Synced,
+    UpdateFailed,
+    UpdateStarted,
+)
 from discovery.lifecycle import State
+from tests.agent.meshos_events import runs
 from tests.agent.meshos_play import ME, Play, backoff, start, stop
 
 
@@ -100,6 +113,45 @@ def test_running_daemon_pinned_elsewhere_is_stopped() -> None:
 def test_daemons_are_sorted_by_id_numbers_first() -> None:
     node = Play().want("b").want(10).want("a").want(9)
     assert [action["daemon"] for action in node.tick(500)] == [9, 10, "a", "b"]
+
+
+# --- held back
+
+
+def held(daemon: str, why: str = "needs 2 cores, 1 free of 1") -> DaemonIntent:
+    return DaemonIntent(daemon, "run", held=why)
+
+
+def test_daemon_that_is_held_is_not_started_and_shown_with_its_reason() -> None:
+    node = Play().tell(held("web")).admin("cordon")
+    assert node.tick(500) == []
+    page = node.snapshot()
+    assert page["held_back"] == [
+        {"what": "start daemon web", "reason": "needs 2 cores, 1 free of 1", "in_ms": None}
+    ]
+    (row,) = page["daemons"]
+    assert (row["intent"], row["state"], row["held_back"]) == ("run", "stopped", "needs 2 cores, 1 free of 1")
+    assert row["age_ms"] is None, "it never was there"
+    assert node.admin("uncordon").want("web").tick(1000) == [start("web")]
+
+
+def test_running_daemon_that_is_held_from_now_on_is_stopped() -> None:
+    node = Play().running("web").tell(held("web"))
+    assert node.tick(500) == [stop("web", 30_500)]
+    node.signal("web", "exited_cleanly")
+    assert node.tick(1000) == []
+
+
+def test_start_in_flight_of_a_daemon_that_is_held_is_freed() -> None:
+    node = Play().want("web")
+    assert node.tick(500) == [start("web")]
+    assert node.tell(held("web")).tick(1000) == []
+    assert node.snapshot()["daemons"][0]["state"] == "stopped"
+
+
+def test_exit_from_maintenance_does_not_wait_for_a_daemon_that_is_held() -> None:
+    node = Play().tell(held("web")).admin("enter_maintenance").observed("exiting_maintenance")
+    assert [action["kind"] for action in node.tick(500)] == ["commit_maintenance_transition"]
 
 
 # --- drain, maintenance, cordon
@@ -284,6 +336,76 @@ def test_gate_of_any_history_only_moves_away_while_closed(history: list[tuple[in
         assert len(tracker.crashes) <= 5
 
 
+# --- backoff over the end of a process
+
+
+def after(node: Play, now_ms: int) -> Play:
+    """The next process of this node, which begins at that time."""
+    return Play().at(now_ms).tell(Started(), *crashed(node.state), Synced())
+
+
+def test_crash_loop_outlives_the_process_and_is_shown_from_its_first_moment() -> None:
+    node = Play().want("web")
+    for at_ms in (1000, 2000, 3000, 4000):
+        crash(node, at_ms)
+    node.at(4990).signal("web", "started").at(5000).signal("web", "crashed", reason="exit status 3")
+    then = after(node, 65_000)
+    (row,) = then.snapshot()["daemons"]
+    assert (row["state"], row["until_in_ms"], row["age_ms"]) == ("crash_looping", 240_000, 60_000)
+    assert row["reason"] == "exit status 3"
+    assert (then.moves[-1].new, then.moves[-1].reason) == (State.DEGRADED, "daemon web crash-looping")
+    then.want("web").admin("restart_all_daemons")
+    asked = [action for at_ms in range(65_500, 305_000, 10_000) for action in then.tick(at_ms)]
+    assert asked == [backoff("web", 305_000)]
+    assert then.tick(305_000) == [start("web")]
+
+
+def test_crashes_of_the_process_before_count_and_the_delay_goes_on_doubling() -> None:
+    node = Play().want("web")
+    for at_ms in (1000, 2000, 3000):
+        crash(node, at_ms)
+    node = after(node, 10_000).want("web")
+    crash(node, 11_000)
+    assert node.tick(11_001) == [backoff("web", 15_000)]
+    node = after(node, 20_000).want("web")
+    assert node.tick(20_500) == [start("web")], "its gate was over meanwhile"
+    crash(node, 21_000)
+    assert node.tick(21_001) == [backoff("web", 321_000)]
+
+
+@pytest.mark.parametrize(("looping", "longest_ms"), [(True, 300_000), (False, 60_000)])
+def test_restored_gate_is_never_longer_than_a_gate_is(looping: bool, longest_ms: int) -> None:
+    node = Play().at(1000).tell(BackoffRestored("web", 10**9, looping, 500, (10**9,), 10**9)).want("web")
+    assert node.tick(1500) == [backoff("web", 1000 + longest_ms)]
+    assert node.snapshot()["daemons"][0]["age_ms"] == 500
+    assert node.tick(1000 + longest_ms) == [start("web")]
+
+
+def test_run_of_a_minute_forgets_what_was_restored() -> None:
+    node = Play().at(1000).tell(BackoffRestored("web", None, False, 4000, (10, 20, 30, 40), 50))
+    node.want("web").signal("web", "started").at(61_000).signal("web", "crashed")
+    assert node.tick(61_001) == [backoff("web", 61_500)]
+
+
+@given(runs(), st.integers(0, 400_000))
+def test_whatever_happened_no_gate_is_another_one_in_the_next_process(
+    events: list[Event], later_ms: int
+) -> None:
+    node = Play()
+    for event in events:
+        node.at(event.at_ms).tell(event)
+    now_ms = node.state.now_ms + later_ms
+    then = after(node, now_ms)
+    for key, daemon in node.state.daemons.items():
+        until_ms = daemon.backoff.until_ms
+        shut = until_ms is not None and until_ms > now_ms
+        assert then.state.gate_of(key) == (until_ms if shut else None)
+        if shut or daemon.backoff.crashes:
+            restored = then.state.daemons[key].backoff
+            assert (restored.delay_ms, restored.crashes) == (daemon.backoff.delay_ms, daemon.backoff.crashes)
+            assert restored.looping is (shut and daemon.backoff.looping)
+
+
 # --- restart_all_daemons
 
 
@@ -343,6 +465,13 @@ def test_many_daemons_in_trouble_are_told_in_a_few_words() -> None:
 def test_saturation_is_kept_between_0_and_1(value: float | None, kept: float | None) -> None:
     node = Play().running("web").signal("web", "saturation", saturation=value)
     assert node.snapshot()["daemons"][0]["saturation"] == kept
+
+
+def test_age_of_a_daemon_that_never_ran_here_is_unknown() -> None:
+    node = Play().at(10**9).want("web", "stop")
+    assert node.snapshot()["daemons"][0]["age_ms"] is None
+    node.signal("web", "started").at(10**9 + 5)
+    assert node.snapshot()["daemons"][0]["age_ms"] == 5
 
 
 def test_daemon_rows_say_state_and_what_is_left_of_the_gate() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from agent.meshos.config import MeshOsConfig
 from agent.meshos.controls import DrainFinish, DrainStart, Shutdown, shutdown_by
-from agent.meshos.events import ActionOutcome, Backpressure, Blob, Restored, Synced
+from agent.meshos.events import ActionOutcome, Backpressure, Blob, Restored, Started, Surveyed, Synced
 from agent.meshos.maintenance import ARCS, Maintenance
 from agent.meshos.own import refusal
 from agent.meshos.states import MaintenanceState
@@ -123,6 +123,26 @@ def test_deadline_passed_unmet_is_drain_failed_with_what_is_left() -> None:
     assert (shown["state"], shown["reason"]) == ("drain_failed", "why not")
     assert node.state.life.state is State.DRAINING
     assert node.state.life.reason == "drain failed: why not"
+
+
+def test_daemon_that_a_drain_or_maintenance_keeps_down_says_so() -> None:
+    node = Play().running("web").admin("enter_maintenance")
+
+    def held() -> str | None:
+        (daemon,) = node.snapshot()["daemons"]
+        return daemon["held_back"]
+
+    node.tick(500)
+    assert held() is None, "it still runs"
+    node.signal("web", "exited_cleanly")
+    assert held() == "entering maintenance"
+    node.tick(1000)
+    node.observed("maintenance")
+    assert held() == "in maintenance"
+    node.admin("exit_maintenance").tick(1500)
+    assert held() is None
+    node.admin("drain")
+    assert held() == "drained"
 
 
 def test_met_beats_late_on_the_same_tick() -> None:
@@ -286,6 +306,28 @@ def test_restored_before_the_first_tick_of_a_host_long_up_is_not_over_at_once(st
     node.tell(Restored(False, MaintenanceState(stage), "", 5000, 7000))
     asked = node.tick(9_000_500) + node.tick(9_001_000)
     assert not [action for action in asked if action["kind"] == "commit_maintenance_transition"]
+
+
+def test_restored_exiting_is_not_met_before_it_is_known_what_shall_run() -> None:
+    node = Play().tell(Started(survey=True), Restored(maintenance=MaintenanceState.EXITING), Synced())
+    assert node.tick(500) == [] and node.tick(60_000) == []
+    node.want("web").tell(Surveyed())
+    assert [a["kind"] for a in node.tick(60_500)] == ["start_daemon"]
+    node.signal("web", "starting")
+    assert node.tick(61_000) == []
+    node.signal("web", "started")
+    assert node.tick(61_500) == [commit("recovery")]
+
+
+def test_restored_entering_is_not_met_before_it_is_known_what_runs_and_is_held() -> None:
+    node = Play().tell(Started(survey=True))
+    node.tick(500)
+    node.tell(Restored(maintenance=MaintenanceState.ENTERING, left_ms=60_000), Synced())
+    assert node.tick(1000) == []
+    node.blob("x", ME).tell(Surveyed())
+    assert commit("maintenance") not in node.tick(1500)
+    node.tell(Blob("x", "removed", ME))
+    assert node.tick(2000) == [commit("maintenance")]
 
 
 # --- what daemons are told

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from agent.spec.difference import RESTARTING_KEYS, Change, difference, restarts
 from agent.spec.model import DaemonSpec, FleetSpec
 from agent.spec.placing import Candidate
 from agent.spec.reading import read_spec
+from agent.spec.resources import Capacity
 
 NODES = [Candidate(n, f"n{n}", "compute", {"zone": "ab"[n % 2]}) for n in range(1, 5)]
 OLD = """\
@@ -112,7 +115,8 @@ def test_document_is_json_with_every_key() -> None:
     document = difference(read_spec(OLD), read_spec(NEW), NODES).document()
     again = msgspec.json.decode(msgspec.json.encode(document))
     assert again == document
-    assert set(document) == {"added", "removed", "changed", "unchanged", "nodes", "shortfalls", "placed"}
+    said = {"added", "removed", "changed", "unchanged", "nodes", "shortfalls", "placed", "held"}
+    assert set(document) == said
     assert document["nodes"][0] == {
         "node": "n1",
         "id": "0000000000000001",
@@ -120,6 +124,35 @@ def test_document_is_json_with_every_key() -> None:
         "stops": ["gone"],
         "restarts": ["web"],
     }
+
+
+def test_resources_are_told_and_what_they_hold_back() -> None:
+    nodes = [replace(c, capacity=Capacity(2000, (c.id * 512) << 20)) for c in NODES[:2]]
+    entry = '[[daemon]]\nname = "{}"\ncommand = ["x"]\n{}\nresources = {{ {} }}\n'
+    old = read_spec(entry.format("web", "all = true", 'cpu = 1, memory = "256M"'))
+    new = read_spec(
+        entry.format("web", "all = true", 'cpu = 1, memory = "768M"')
+        + entry.format("db", "count = 2", "cpu = 1.5")
+        + entry.format("log", 'on = "node=n2"', "cpu = 0.5, memory = 1048576")
+    )
+    found = difference(old, new, nodes)
+    assert found.lines() == [
+        "+ daemon db on n1, needs 1.5 cores",
+        "+ daemon log on n2, needs 0.5 cores and 1M memory",
+        "~ daemon web on n2",
+        "    resources.memory: 256M → 768M",
+        "@ n1: starts db; stops web",
+        "@ n2: starts log",
+        "! web: held back on n1: needs 768M memory, 512M free of 512M",
+        "! db: 2 wanted, 1 node can run it; n2 needs 1.5 cores, 0.5 free of 2",
+    ]
+    document = found.document()
+    assert document["held"] == {
+        "db": {"n2": "needs 1.5 cores, 0.5 free of 2"},
+        "web": {"n1": "needs 768M memory, 512M free of 512M"},
+    }
+    assert document["shortfalls"][0]["reason"] == "n2 needs 1.5 cores, 0.5 free of 2"
+    assert not restarts(old.daemon[0], new.daemon[0])
 
 
 def test_same_spec_changes_nothing() -> None:

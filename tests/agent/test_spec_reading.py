@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.spec.model import ArtifactSpec, ChainSpec, ControlHooks, HealthCheck
+from agent.data import userchains
+from agent.spec.model import ArtifactSpec, ChainSpec, ControlHooks, HealthCheck, Resources
 from agent.spec.placing import Candidate
 from agent.spec.reading import ENTRIES_MAX, SPEC_MAX_BYTES, read_spec
 from agent.spec.selector import read_selector
@@ -29,6 +30,7 @@ after = ["db"]
 health = { http = "http://127.0.0.1:8080/health", interval_s = 2, timeout_s = 1 }
 readiness = "sd_notify"
 restart_on_update = false
+resources = { cpu = 0.5, memory = "512M" }
 control = { drain_start = "SIGUSR1", backpressure_on = ["/bin/slow", "down"] }
 
 [[daemon]]
@@ -56,6 +58,7 @@ def test_whole_spec_is_read_as_it_is_written() -> None:
     assert web.command == ["/usr/bin/web", "--port", "8080"] and web.count == 2 and not web.all
     assert web.env == {"PORT": "8080"} and web.grace_s == 5 and web.after == ["db"]
     assert web.health == HealthCheck(http="http://127.0.0.1:8080/health", interval_s=2, timeout_s=1)
+    assert web.resources == Resources(cpu=0.5, memory=512 << 20) and db.resources is None
     assert web.control == ControlHooks(drain_start="SIGUSR1", backpressure_on=["/bin/slow", "down"])
     assert db.entry_point == "db" and db.all and db.stop_signal == "SIGTERM" and db.restart_on_update
     assert spec.chain == [ChainSpec(name="orders", replicas=5)]
@@ -74,6 +77,30 @@ def test_whole_spec_is_read_as_it_is_written() -> None:
 def test_tcp_check_is_host_and_port_however_short_it_is_written(tcp: str, means: str) -> None:
     (found,) = read_spec(daemon(f"health = {{ tcp = {tcp} }}")).daemon
     assert found.health is not None and found.health.tcp == means
+
+
+@pytest.mark.parametrize(
+    ("memory", "size"),
+    [
+        ('"512M"', 512 << 20),
+        ('"2G"', 2 << 30),
+        ('"1T"', 1 << 40),
+        ('"3K"', 3072),
+        ('"7"', 7),
+        ("1_000", 1000),
+    ],
+)
+def test_memory_is_bytes_however_it_is_written(memory: str, size: int) -> None:
+    (found,) = read_spec(daemon(f"resources = {{ memory = {memory} }}")).daemon
+    assert found.resources == Resources(memory=size)
+
+
+def test_spec_in_force_is_not_judged_by_rules_that_came_later() -> None:
+    text = daemon("cwd='srv'") + "[[chain]]\nname='c'\n[[artifact]]\nname='c'"
+    found = read_spec(text, in_force=True)
+    assert found.daemon[0].cwd == "srv" and found.chain[0].name == found.artifact[0].name
+    with pytest.raises(LocalError, match="`grace`"):
+        read_spec(daemon("grace=1"), in_force=True)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +169,33 @@ def test_tcp_check_is_host_and_port_however_short_it_is_written(tcp: str, means:
         (daemon("env={A=1}"), "daemon a: `env[...]`: expected text, got a whole number"),
         (daemon("env={'A=B'='1'}"), "daemon a: `env`: 'A=B' is no name of a variable"),
         (daemon("cwd=''"), "daemon a: `cwd`: empty"),
+        (daemon("cwd='srv'"), "daemon a: `cwd`: 'srv' is relative; write it from / on"),
+        (daemon("resources={}"), "daemon a: `resources`: neither `cpu` nor `memory`; give one, or leave"),
+        (daemon("resources={mem=1}"), "daemon a: no key `resources.mem`; did you mean `resources.memory`?"),
+        (daemon("requests={cpu=1}"), "daemon a: no key `requests`; did you mean `resources`?"),
+        (daemon("resources='512M'"), "daemon a: `resources`: expected a table | null, got text; write reso"),
+        (daemon("resources={cpu='1'}"), "daemon a: `resources.cpu`: expected a number | null, got text"),
+        (daemon("resources={cpu=0}"), "daemon a: `resources.cpu`: expected a number >= 0.001"),
+        (daemon("resources={cpu=nan}"), "daemon a: `resources.cpu`: expected a number >= 0.001"),
+        (daemon("resources={cpu=inf}"), "daemon a: `resources.cpu`: expected a number <= "),
+        (daemon("resources={memory=0}"), "daemon a: `resources.memory`: expected a whole number >= 1"),
+        (daemon("resources={memory='512MB'}"), "daemon a: `resources.memory`: '512MB' is no size; write it"),
+        (daemon("resources={memory='1.5G'}"), "daemon a: `resources.memory`: '1.5G' is no size; write it as"),
+        (daemon("resources={memory='9999999T'}"), "daemon a: `resources.memory`: expected a whole number <="),
+        ("[[chain]]\nname='c'\n[[artifact]]\nname='c'", "artifact c: a chain has that name, and they share"),
         ("[[chain]]\nname='c'\nreplicas=99", "chain c: `replicas`: expected a whole number <= 64"),
+        (
+            "[[chain]]\nname='c'\nkeep_bytes='64 MB'",
+            "chain c: `keep_bytes`: '64 MB' is no size; write it as 512K, 64M or 2G",
+        ),
+        ("[[chain]]\nname='c'\nkeep_bytes='9K'", "chain c: `keep_bytes`: out of range; give 1M at least"),
+        ("[[chain]]\nname='c'\nkeep_bytes=1.5", "chain c: `keep_bytes`: expected "),
+        (
+            "[[chain]]\nname='c'\nkeep_for='7'",
+            "chain c: `keep_for`: '7' is no age; write it as 90m, 12h or 7d",
+        ),
+        ("[[chain]]\nname='c'\nkeep_for='5s'", "chain c: `keep_for`: out of range; give 1m at least"),
+        ("[[chain]]\nname='c'\nmax_age='5d'", "chain c: no key `max_age`; did you mean `keep_for`?"),
         ("[[daemon]]\nname = web", "line 2: "),
         ("x=" + "[" * 100_000, "spec: not TOML:"),
         ("#" * (SPEC_MAX_BYTES + 1), f"spec: {SPEC_MAX_BYTES + 1} bytes; at most {SPEC_MAX_BYTES} are read"),
@@ -154,6 +207,13 @@ def test_spec_that_is_wrong_is_one_line_naming_entry_key_and_cure(text: str, sai
     with pytest.raises(LocalError) as why:
         read_spec(text)
     assert str(why.value).startswith(said) and "\n" not in str(why.value) and len(str(why.value)) < 400
+
+
+def test_chain_keeps_64_mebibytes_of_any_age_unless_the_spec_says_otherwise() -> None:
+    said = ("name='a'", "name='b'\nkeep_bytes='2G'\nkeep_for='7d'", "name='c'\nkeep_bytes=5000000")
+    plain, both, bare = read_spec("".join(f"[[chain]]\n{keys}\n" for keys in said)).chain
+    assert plain.keep == (64 << 20, None) == userchains.KEEP
+    assert both.keep == (2 << 30, 7 * 86_400_000) and bare.keep == (5_000_000, None)
 
 
 def test_line_of_a_broken_file_is_named() -> None:

@@ -43,7 +43,7 @@ class Mesh:
             swim=self,
             settings=SimpleNamespace(mesh="alpha"),
             identity=SimpleNamespace(id=self.me.id),
-            meshes=SimpleNamespace(own_summary=dict),
+            meshes=SimpleNamespace(publishing=SimpleNamespace(document=dict)),
             name_of=str,
         )
         self.telling = Telling(cast(Any, node))

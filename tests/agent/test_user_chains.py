@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agent.chain import holding
+from agent.chain import holding, replicating
 from agent.chain.feeds import Draft, FeedStore
 from agent.chain.replicating import Replicating
 from agent.data import userchains
@@ -94,9 +94,9 @@ class ChainStation(Station):
         assert isinstance(other, ChainStation)
         return await other.replicas.serve(method, params)
 
-    def wants(self, **counts: int) -> None:
-        """A spec is in force here."""
-        self.users.spec(counts)
+    def wants(self, keep: tuple[int, int | None] | None = None, **counts: int) -> None:
+        """A spec is in force here; `keep`: bytes and milliseconds of each chain."""
+        self.users.spec(counts, dict.fromkeys(counts, keep) if keep else None)
         self.room.spec({("chain", name): count for name, count in counts.items()})
 
     async def append(self, chain: str, content: bytes, signer: Identity = OPERATOR, **changes: Any) -> Any:
@@ -382,6 +382,120 @@ def test_follower_is_told_each_record_once_and_the_end_of_holding(tmp_path: Path
             await two.users.drop("log")
             with pytest.raises(Refused, match="not held here"):
                 await asyncio.wait_for(task, 5.0)
+
+    run(go)
+
+
+def test_chain_of_the_spec_that_nobody_holds_says_what_it_waits_for(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with world(tmp_path, 2, kind=ChainStation) as (one, two):
+            one.cordoned = two.cordoned = True
+            one.wants(log=2, admin=3)
+            why = "no node may take it: 2 taking nothing new"
+            assert one.users.unheld() == {"log": (2, why)}
+            one.cordoned = False
+            assert one.users.unheld()["log"][1].startswith(
+                f"{one.name} begins it once its view has held still"
+            )
+            await until(lambda: one.users.holds("log"))
+            assert one.users.unheld() == {}
+
+    run(go)
+
+
+def size_of(station: ChainStation) -> int:
+    return station.users.size("log")
+
+
+def test_chain_is_cut_at_its_size_and_a_fresh_holder_takes_what_is_left(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with chained(tmp_path, 3) as stations:
+            keep = (40_000, None)
+            for station in stations:
+                station.wants(keep, log=2)
+            one, two = held = await settled(stations, 2)
+            await one.append("log", b"of another writer")
+            for number in range(40):
+                await two.append("log", b"%03d" % number + bytes(2000).replace(b"\0", b"."))
+            await until(lambda: one.users.head("log") == two.users.head("log"))
+            await until(lambda: all(size_of(station) <= keep[0] for station in held))
+            assert one.store.mark("log") == two.store.mark("log")
+            kept = await one.tail("log")
+            assert len(kept) < 41 and kept[0]["gone"] is True and "gone" not in kept[1]
+            assert kept[-1]["text"].startswith("039") and all(row["verified"] for row in kept)
+            assert "gone" not in (await one.tail("log", 3))[0], "nobody asked for older ones"
+            for station in stations:
+                station.wants(keep, log=3)
+            await settled(stations, 3)
+            [fresh] = [station for station in stations if station not in held]
+            assert fresh.users.head("log") == one.users.head("log") and not fresh.store.missing("log")
+            assert (await fresh.tail("log"))[-1] == kept[-1] and (await fresh.tail("log"))[0]["gone"]
+            assert (await fresh.append("log", b"goes on")).recorded == "replicated"
+            await until(lambda: len({station.users.head("log") for station in stations}) == 1)
+            for station in stations:
+                head = station.users.head("log") or ""
+                assert all(other.users.covers("log", head) for other in stations)
+                assert await station.store.scrub(10**6) == [] and station.store.problems == []
+            await fresh.close()
+            await fresh.start()
+            assert fresh.users._keeps["log"] == keep, "also while no spec is known yet"
+
+    run(go)
+
+
+def test_records_too_old_for_the_chain_go_and_the_newest_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(userchains, "AGED_EVERY_S", 0.05)
+
+    async def go() -> None:
+        async with chained(tmp_path, 1, log=1) as (one,):
+            await settled([one], 1)
+            for number in range(5):
+                await one.append("log", b"%d" % number)
+            assert await one.texts("log") == list("01234")
+            one.wants((1 << 20, 1), log=1)
+            await until(lambda: one.users.counters["cut"] == 4)
+            assert await one.texts("log") == ["4"]
+            one.wants((1 << 20, None), log=1)
+            await one.append("log", b"5")
+            [newest], [first, last] = await one.tail("log", 1), await one.tail("log", 2)
+            assert first["gone"] is True and "gone" not in {**newest, **last}
+
+    run(go)
+
+
+def test_holder_that_was_away_is_not_kept_waiting_for_what_all_others_gave_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicating, "MEND_EVERY_S", 0.05)
+    monkeypatch.setattr(replicating, "TICK_S", 0.05)
+
+    async def go() -> None:
+        async with chained(tmp_path, 3, log=3) as stations:
+            one, two, away = await settled(stations, 3)
+            for number in range(5):
+                await one.append("log", b"%d" % number)
+            await until(lambda: len({station.users.head("log") for station in stations}) == 1)
+            away.apart, one.apart, two.apart = {one.id, two.id}, {away.id}, {away.id}
+            one.world.changed()
+            await until(lambda: not away.replicas._present)
+            for number in range(5, 20):
+                await one.append("log", b"%d" % number)
+            await until(lambda: one.users.head("log") == two.users.head("log"))
+            for station in (one, two):
+                assert await station.store.retain("log", keep_bytes=4000, keep_ms=10**9) > 10
+            away.apart = one.apart = two.apart = set()
+            one.world.changed()
+            await until(lambda: away.users.head("log") == one.users.head("log"))
+            await until(lambda: not away.store.missing("log"))
+            texts = await away.texts("log")
+            assert texts[:5] == list("01234") and texts[-1] == "19" and len(texts) < 20, (
+                "it keeps what it had"
+            )
+            head = one.users.head("log")
+            assert head is not None and away.users.covers("log", head)
+            assert [row["missing"] for row in away.replicas.rows()] == [0]
 
     run(go)
 

@@ -99,6 +99,9 @@ def test_a_signature_made_for_something_else_is_refused() -> None:
         {"maintenance": "m" * 25},
         {"build": "0" * 13},
         {"host": bytes(9)},
+        {"keeps": bytes(133)},
+        {"millicores": -1},
+        {"memory_mib": 2**43},
     ],
 )
 def test_a_record_out_of_bounds_is_refused_though_its_signature_holds(changes: dict[str, Any]) -> None:
@@ -129,6 +132,18 @@ def test_a_record_of_an_earlier_version_gets_truthful_defaults() -> None:
         {},
         None,
     )
+    assert opened.keeps == b"" and opened.millicores is None and opened.memory_mib is None
+
+
+def test_what_a_node_has_costs_few_bytes_and_is_passed_over_by_an_earlier_version() -> None:
+    known = msgspec.structs.fields(Record)[:17]
+    assert known[-1].name == "keeps"
+    earlier = msgspec.defstruct("Earlier", [(f.name, f.type) for f in known], array_like=True)
+    full = record(keeps=b"k", millicores=64_000, memory_mib=1 << 20)
+    blob = msgspec.msgpack.encode(full)
+    assert len(blob) - len(msgspec.msgpack.encode(record(keeps=b"k"))) <= 8
+    opened = msgspec.msgpack.decode(blob, type=earlier)
+    assert all(getattr(opened, f.name) == getattr(full, f.name) for f in known)
 
 
 def test_a_record_too_long_is_never_sealed() -> None:

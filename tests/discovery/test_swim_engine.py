@@ -231,6 +231,23 @@ def test_an_ack_from_the_member_gives_address_rtt_and_last_seen() -> None:
     assert member.rtt_s == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize(("answered", "late_s", "rtt_s"), [(0, 0.3, 0.3), (1, 0.5, 0.3), (0, 1.3, None)])
+def test_round_trip_is_that_of_the_ping_that_was_answered_and_slower_than_it_was_asked_again(
+    answered: int, late_s: float, rtt_s: float | None
+) -> None:
+    swim = with_members(1)
+    pings: list[tuple[float, int]] = []
+    while not pings or swim.deadline() < pings[0][0] + late_s:
+        now = swim.deadline()
+        swim.wake(now)
+        pings += [(now, m.nonce) for _, m in sent(swim.drain()) if isinstance(m, wire.Ping)]
+    nonce = pings[answered][1]
+    sig = IDS[1].sign(wire.ack_statement("alpha", nonce, IDS[1].id, 1))
+    tell(swim, 1, wire.Ack(nonce, IDS[1].id, 1, 1, sig), now=pings[0][0] + late_s)
+    found = swim.members[IDS[1].id].rtt_s
+    assert found == (None if rtt_s is None else pytest.approx(rtt_s, abs=0.01))
+
+
 def test_an_ack_with_a_nonce_never_asked_proves_nothing() -> None:
     swim = with_members(1)
     seen = swim.members[IDS[1].id].last_seen

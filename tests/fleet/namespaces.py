@@ -10,12 +10,15 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fleet.harness import BIN, Agent, Fleet
+
+SLOW_WIRE = Path(__file__).with_name("slow_wire.py")
 
 
 def _run(*words: str) -> None:
@@ -136,6 +139,24 @@ class Host:
         """Puts them back."""
         for segment in self.segments:
             _run("ip", "-n", segment.namespace, "link", "set", f"p{self.number}", "up")
+
+    @contextlib.contextmanager
+    def slow(self, ms: int) -> Iterator[None]:
+        """Within it, what goes to and from this host over its first leg takes so much longer each way."""
+        namespace, port = self.segments[0].namespace, f"p{self.number}"
+        far, near = f"far{self.number}", f"near{self.number}"
+        _run("ip", "-n", namespace, "link", "add", far, "type", "veth", "peer", "name", near)
+        _run("ip", "-n", namespace, "link", "set", far, "master", "br0", "up")
+        _run("ip", "-n", namespace, "link", "set", near, "up")
+        _run("ip", "-n", namespace, "link", "set", port, "nomaster")
+        words = ["ip", "netns", "exec", namespace, sys.executable, str(SLOW_WIRE), port, near, str(ms)]
+        with subprocess.Popen(words) as carrying:
+            try:
+                yield
+            finally:
+                carrying.kill()
+                _run("ip", "-n", namespace, "link", "del", far)
+                _run("ip", "-n", namespace, "link", "set", port, "master", "br0")
 
     def swallow(self, *addresses: str) -> None:
         """From now on TCP from here to those addresses gets lost without a word, while all else passes."""

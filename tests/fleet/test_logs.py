@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from tests.fleet.harness import BIN, Fleet, wait_for
+from tests.fleet.test_chains import applied
 
 pytestmark = pytest.mark.fleet
 
@@ -18,7 +19,7 @@ def told(fleet: Fleet, node: str, via: str) -> list[tuple[str, str]]:
     return [(e["kind"], e["node"]) for e in map(json.loads, done.stdout.splitlines())]
 
 
-def test_logs_are_those_of_the_node_itself_in_any_mesh(fleet: Fleet) -> None:
+def test_logs_are_those_of_the_node_itself_and_its_daemons_in_any_mesh(fleet: Fleet) -> None:
     fleet.init("beta")
     (gate,) = fleet.boot("gate", kind="gateway")
     (bee,) = fleet.boot("bee", mesh="beta", kind="gateway")
@@ -57,3 +58,10 @@ def test_logs_are_those_of_the_node_itself_in_any_mesh(fleet: Fleet) -> None:
     assert fleet.qd("logs", "nobody", "--via", "gate").returncode == 2
     done = fleet.qd("logs", "dee/web", "--via", "gate")
     assert done.returncode == 2 and "web: no daemon of dee; it has none" in done.stderr
+    spec = b'[[daemon]]\nname = "web"\ncommand = ["sh", "-c", "echo here on $QD_NODE"]\non = "node=dee"\n'
+    assert applied(fleet, bee, spec)["result"] == "done"
+    wait_for(
+        lambda: "here on" in fleet.qd("logs", "dee/web", "--via", "gate").stdout,
+        "what a daemon of another mesh wrote",
+        step_s=0.1,
+    )

@@ -55,6 +55,11 @@ def test_mesh_that_was_not_made_is_told_with_the_cure(fleet: Fleet) -> None:
     one_line(start(fleet, "--mesh", "nowhere"), 2, "nowhere", "qd init")
 
 
+def test_tags_too_long_for_the_member_record_are_told_with_the_cure(fleet: Fleet) -> None:
+    flags = [f"--tag=key{i}={'v' * 60}" for i in range(16)]
+    one_line(start(fleet, "--mesh", "alpha", *flags), 2, "tag", "member record", "fewer or shorter")
+
+
 def test_busy_port_is_told_with_the_cure(fleet: Fleet) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

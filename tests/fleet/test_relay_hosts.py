@@ -20,7 +20,15 @@ def rows(host: Host, via: str) -> dict[str, dict]:
     return {row["name"]: row for row in json.loads(done.stdout)}
 
 
-def test_op_to_a_host_without_a_route_goes_through_the_gateway(tmp_path: Path) -> None:
+ECHO = """
+[[daemon]]
+name = "echo"
+command = ["sh", "-c", "echo heard on $QD_NODE; exec sleep 3600"]
+on = "node=c"
+"""
+
+
+def test_op_and_logs_of_a_host_without_a_route_go_through_the_gateway(tmp_path: Path) -> None:
     with lan(tmp_path) as net:
         here, there = net.segments[0], net.segment()
         one, middle, far = net.host(here), net.host(here, there), net.host(there)
@@ -30,6 +38,14 @@ def test_op_to_a_host_without_a_route_goes_through_the_gateway(tmp_path: Path) -
         c = far.agent("c", "--suspicion-ms", "120000", join=middle).start()
         a.wait("node.joined", node="c")
         assert not one.reaches(far.address, far.port) and middle.reaches(far.address, far.port)
+        spec = tmp_path / "fleet.toml"
+        spec.write_text(ECHO)
+        assert one.qd("apply", str(spec), "--via", "a").returncode == 0
+        wait_for(
+            lambda: "heard on" in one.qd("logs", "c/echo", "--via", "a").stdout,
+            "what its daemon wrote",
+            step_s=0.1,
+        )
         done = one.qd("kill", "c", "--via", "a", "--json")
         (answer,) = json.loads(done.stdout)
         assert (answer["result"], answer["route"]) == ("done", "relay"), answer

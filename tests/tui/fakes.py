@@ -367,6 +367,26 @@ def failures() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def past_load(node: str, number: int, *samples: tuple[float, int, int], **changes: Any) -> dict[str, Any]:
+    """Loads that a node recorded, each `(seconds, cpu, mem)` in permille, as an agent serves them."""
+    return {
+        "node": node,
+        "node_id": f"{number:016x}",
+        "mesh": node.split(".")[0],
+        "from_replica": None,
+        "samples": [[WALL_MS + int(at * 1000), cpu, mem, 510, 2, 3] for at, cpu, mem in samples],
+    } | changes
+
+
+def past_loads() -> list[dict[str, Any]]:
+    """What three nodes recorded around the events above; one of them is gone and told by a copy, one was long silent."""
+    return [
+        past_load("alpha.broker.77b1e9", 0x77B1E9, (-245, 310, 640), (-191, 970, 700), (-60, 980, 710)),
+        past_load("alpha.compute.9e02f1", 0x9E02F1, (-70, 440, 520), from_replica="alpha.broker.11c3a0"),
+        past_load("alpha.gateway.4f1a77", 0x4F1A77, (-900, 120, 330)),
+    ]
+
+
 def log_of(daemon: str) -> list[str]:
     """What a daemon has written."""
     return [
@@ -458,6 +478,7 @@ class FakeClient:
         self.silent: list[str] = []
         self.daemon_rows: list[dict[str, Any]] | Exception | None = None
         self.failure_rows: list[dict[str, Any]] | Exception | None = None
+        self.past_rows: list[dict[str, Any]] | Exception | None = None
         self.chain_rows: list[dict[str, Any]] | Exception | None = None
         self.audit_rows: list[dict[str, Any]] | Exception | None = None
         self.logs: dict[str, asyncio.Queue[dict[str, Any] | Exception]] = {}
@@ -516,6 +537,11 @@ class FakeClient:
     async def events(self, limit: int, node: str | None = None) -> list[dict[str, Any]]:
         self.polled.append(f"events {limit}")
         return events()
+
+    async def past(self, from_ms: int, to_ms: int, now_ms: int, mesh: str | None = None) -> dict[str, Any]:
+        self.polled.append(f"past {from_ms} {to_ms}")
+        rows = past_loads() if self.past_rows is None else self.past_rows
+        return self._told(rows, mesh)
 
     async def chains(self, mesh: str | None = None) -> dict[str, Any]:
         self.polled.append("chains")

@@ -9,7 +9,8 @@ import pytest
 
 from discovery.errors import Refused, Unreachable
 from tests.tui.console import console
-from tests.tui.fakes import FakeClient, delta, first_frame, send_refused
+from tests.tui.fakes import FakeClient, delta, first_frame, row, send_refused
+from tui.model.blast import forecast
 
 
 def test_kill_is_sent_after_one_enter_and_followed_to_its_end() -> None:
@@ -58,6 +59,44 @@ def test_ops_on_marks_need_their_number_typed() -> None:
             assert {target for _, target, _ in here.client.ops} == {f"{0x4F1A77:016x}", f"{0xB03C21:016x}"}
 
     asyncio.run(main())
+
+
+def test_op_on_the_attached_node_goes_last_because_the_other_answers_come_by_way_of_it() -> None:
+    async def main() -> None:
+        slow = asyncio.Event()
+
+        async def send(
+            client: FakeClient, verb: str, target: str, args: Any, on_stage: Any
+        ) -> dict[str, Any]:
+            client.ops.append((verb, target, args))
+            await slow.wait()
+            return {"result": "accepted", "state": "updating"}
+
+        async with console(send=send) as here:
+            await here.press("/", "=alpha !compute !dead", "enter", "*", "u")
+            await here.shows("Update 5 nodes", "Type 5 to send")
+            await here.press("5", "enter")
+            await here.until(lambda: len(here.client.ops) == 4, "the others are sent")
+            me = f"{0x31AA90:016x}"
+            assert me not in {target for _, target, _ in here.client.ops}
+            await here.shows("0 of 5 ended")
+            slow.set()
+            await here.shows("5 of 5 ended")
+            assert here.client.ops[-1][1] == me
+
+    asyncio.run(main())
+
+
+def test_update_tells_which_daemons_restart_with_it() -> None:
+    running = {"running": 2, "total": 2}
+    rows = [row("alpha.broker.1", 1, daemons=running), row("alpha.broker.2", 2, daemons=running)]
+    told = forecast(rows, [r["id"] for r in rows], "update", daemons={rows[0]["id"]: ["web"]})
+    assert dict(told.lines) == {
+        "alpha.broker.1": "runs the code on its disk: nothing new to take; "
+        "1 daemon (web) restarts, unless it lives through updates",
+        "alpha.broker.2": "runs the code on its disk: nothing new to take; "
+        "2 daemons restart, unless they live through updates",
+    }
 
 
 def test_marks_hidden_by_a_filter_are_named_before_sending() -> None:

@@ -15,7 +15,7 @@ from tests.tui.fakes import FakeClient, audit, chain, chains, op, row
 from tui import polling
 from tui.model.audit import AGAIN, Audit
 from tui.model.blast import forecast
-from tui.model.chains import Chains, rows_of
+from tui.model.chains import Chains
 from tui.model.views import VIEWS, parse_locator
 
 
@@ -48,19 +48,25 @@ def test_chain_filter_leaves_exactly_these(line: str, found: list[str]) -> None:
 
 
 def test_chain_says_what_lacks_what_is_on_its_way_and_what_waits() -> None:
-    told = {row.name: row for row in rows_of(chains(), 100.0)}
+    told = {row.name: row for row in Chains.read(chains(), 100.0)}
     assert told["model-v7.bin"].detail(100.0) == "1 more wanted: on its way to alpha.compute.e91b04 43%"
-    assert told["site.tar"].detail(102.0) == "2 more wanted: changes wait 0:40 until it has settled"
+    assert told["site.tar"].detail(102.0) == "2 more wanted: no copy is on its way"
+    [spare] = Chains.read([chain("spare", 4, stabilising_ms=42_000)], 100.0)
+    assert spare.detail(102.0) == "1 more than wanted, changes wait 0:40 until it has settled"
     assert told["site.tar"].detail(200.0) == "2 more wanted: no copy is on its way"
     assert told["gone.iso"].detail(100.0) == "nobody holds it: no copy is on its way"
     assert told["spare.img"].detail(100.0) == "1 more than wanted"
-    [drained] = rows_of([chain("x", 3) | {"held": 2}])
+    [waiting] = Chains.read(
+        [chain("log", 2) | {"held": 0, "holders": [], "held_back": "no node\x1b may take it: 2 cordoned"}]
+    )
+    assert waiting.detail(0.0) == "nobody holds it: no node may take it: 2 cordoned"
+    [drained] = Chains.read([chain("x", 3) | {"held": 2}])
     assert drained.detail(0.0).endswith("1 holder is drained or in maintenance, and not counted")
     assert told["orders"].detail(100.0) == "" and told["orders"].counts == "3/3"
 
 
 def test_chain_without_figures_shows_them_as_unknown() -> None:
-    [row] = rows_of(
+    [row] = Chains.read(
         [chain("x", 0, None) | {"held": None} | {"pulls": [{"node": "n", "done": None, "total": 0}]}]
     )
     assert (row.counts, row.missing, row.coming()) == ("–/–", 0, "n begins")
@@ -186,15 +192,15 @@ def test_audit_view_tells_outcomes_and_asks_only_for_the_end(monkeypatch: pytest
                 "audit  213 ops  of alpha  1 refused  1 void  1 NOT VERIFIED", "replay: op_id seen before"
             )
             assert "alpha.gateway.4f1a77" in here.line("mallory") and "refused" in here.line("mallory")
-            assert here.client.polled == ["audit 0"]
+            polled = here.client.polled
             here.client.audit_rows.append(op(5, "kill", 0x4F1A77))
             here.app._tick()
             await here.shows("audit  214 ops")
-            assert here.client.polled == ["audit 0", "audit 13"]
+            assert polled[:2] == ["audit 0", "audit 13"] and "audit 0" not in polled[1:]
             here.client.audit_rows.insert(0, op(-99_000, "uncordon", 0x11C3A0))
             here.app._tick()
             await here.shows("audit  215 ops")
-            assert here.client.polled[2:4] == ["audit 14", "audit 0"]
+            assert polled.count("audit 0") == 2 and polled[polled.index("audit 0", 1) - 1] == "audit 14"
 
     asyncio.run(main())
 
@@ -234,7 +240,7 @@ def test_ops_work_neither_in_chains_nor_in_audit() -> None:
 def test_kill_tells_what_goes_under_held_over_all_its_targets() -> None:
     held = [f"alpha.broker.{n:06x}" for n in (1, 2, 3)]
     rows = [row(name, at) for at, name in enumerate(held, 1)]
-    kept = rows_of(
+    kept = Chains.read(
         [
             chain("orders", 3, holders=held),
             chain("log", 2, 2, holders=held[:2]),
@@ -250,6 +256,16 @@ def test_kill_tells_what_goes_under_held_over_all_its_targets() -> None:
     one = forecast(rows, [rows[2]["id"]], "kill", holdings=kept)
     assert "orders 3 → 2 of 3 held" in one.lines[0][1] and "log" not in one.lines[0][1] and not one.danger
     assert "held" not in forecast(rows, [rows[2]["id"]], "drain", holdings=kept).lines[0][1]
+
+
+def test_holder_that_does_not_count_takes_nothing_away_unless_it_is_the_last() -> None:
+    held = [f"alpha.broker.{n:06x}" for n in (1, 2)]
+    rows = [row(held[0], 1, state="draining"), row(held[1], 2)]
+    kept = Chains.read([chain("orders", 1, 3, holders=held), chain("log", 0, 2, holders=held[:1])])
+    told = forecast(rows, [rows[0]["id"]], "kill", holdings=kept)
+    assert "orders" not in told.lines[0][1] and "nobody left to hold log" in told.warnings
+    both = forecast(rows, [r["id"] for r in rows], "kill", holdings=kept)
+    assert "nobody left to hold orders, log" in both.warnings
 
 
 def test_kill_panel_asks_who_holds_what() -> None:

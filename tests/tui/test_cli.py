@@ -283,6 +283,13 @@ def test_node_json_has_every_promised_key(agent: CannedAgent, qd: Qd) -> None:
     assert set(page) >= NODE_KEYS and page["node"]["id"] == "c1" * 8 and page["peers"] == []
 
 
+def test_node_for_people_is_the_page_of_the_console(agent: CannedAgent, qd: Qd) -> None:
+    assert qd("node", "alpha.compute") == 0
+    lines = qd.out.splitlines()
+    assert lines[0] == "alpha.compute.c1" and "compute of alpha" in lines[1]
+    assert any(line.startswith("facts ──") for line in lines) and '{"' not in qd.out
+
+
 def test_node_of_unknown_name_is_usage_and_of_tombstone_unreachable(agent: CannedAgent, qd: Qd) -> None:
     assert qd("node", "nobody") == 2
     assert qd("node", "ghost") == 3

@@ -227,7 +227,7 @@ def test_json_is_one_row_with_every_promised_key(qd: Qd, agent: Keeper) -> None:
     assert second["op_id"] != first["op_id"] == decode_op(agent.asked[1]["message"]).args.base
     assert [e["name"] for e in second["diff"]["added"]] == ["db"]
     assert second["diff"]["changed"][0]["keys"] == [{"key": "command", "old": ["web"], "new": ["web", "-v"]}]
-    assert {"daemon": "db", "wanted": 9, "placed": 2} in second["diff"]["shortfalls"]
+    assert {"daemon": "db", "wanted": 9, "placed": 2, "reason": None} in second["diff"]["shortfalls"]
 
 
 def test_dry_run_sends_nothing_and_shows_the_same(qd: Qd, agent: Keeper) -> None:
@@ -244,6 +244,31 @@ def test_cordoned_node_keeps_what_it_says_it_runs(qd: Qd, agent: Keeper) -> None
     agent.keeps = {"c1" * 8: ["db"]}
     (found,) = qd.json('[[daemon]]\nname = "db"\ncommand = ["x"]\non = "kind=compute"', "--dry-run")
     assert found["diff"]["placed"] == {"db": ["alpha.compute.c1"]}
+
+
+def test_daemon_that_fits_nowhere_is_told_before_anything_is_sent(qd: Qd, agent: Keeper) -> None:
+    agent.rows[1]["capacity"] = {"cpu": 2.0, "memory": 1 << 30}
+    text = '[[daemon]]\nname = "db"\ncommand = ["x"]\non = "node=alpha.compute.c1"\nresources = { memory = "4G" }'
+    assert qd(text, "--dry-run") == 0
+    assert "+ daemon db on no node, needs 4.0G memory" in qd.out
+    assert (
+        "! db: 1 wanted, no node can run it; alpha.compute.c1 needs 4.0G memory, 1.0G free of 1.0G" in qd.out
+    )
+    agent.rows[1]["capacity"] = None
+    (found,) = qd.json(text, "--dry-run")
+    assert found["diff"]["placed"] == {"db": ["alpha.compute.c1"]}, (
+        "what it has is not known: it is taken to be able"
+    )
+
+
+def test_spec_in_force_that_an_earlier_build_took_is_shown_all_the_same(qd: Qd, agent: Keeper) -> None:
+    old = '[[daemon]]\nname = "web"\ncommand = ["web"]\ncwd = "srv"\n'
+    assert qd(old) == 2 and "`cwd`: 'srv' is relative; write it from / on" in qd.err
+    qd(old.replace("srv", "/srv"))
+    op, by, _ = agent.ledger.specs[-1]
+    agent.ledger.specs[-1] = (op, by, old.encode())
+    assert qd(old.replace("srv", "/srv"), "--dry-run") == 0
+    assert "cwd: srv → /srv" in qd.out
 
 
 def test_same_spec_again_is_told_to_change_nothing(qd: Qd, agent: Keeper) -> None:

@@ -13,7 +13,7 @@ from tui.model import node_sections
 from tui.model.asked import KEPT_S, STALE_S
 from tui.model.blast import forecast
 from tui.model.columns import detail, row_height
-from tui.model.daemons import Daemons, rows_of
+from tui.model.daemons import Daemons, amounts
 from tui.model.failures import Failures
 from tui.model.glyphs import ASCII, UNICODE
 from tui.model.locator import Locator
@@ -54,24 +54,42 @@ def test_daemon_filter_leaves_exactly_these(line: str, found: list[str]) -> None
 
 
 def test_backoff_counts_down_by_the_viewers_clock_and_stops_at_now() -> None:
-    [one] = rows_of([daemon("x", "alpha.b.1", 1, state="backing_off", until_ms=3_400)], 100.0)
+    [one] = Daemons.read([daemon("x", "alpha.b.1", 1, state="backing_off", until_ms=3_400)], 100.0)
     assert [one.next_text(now) for now in (100.0, 102.0, 103.4, 200.0)] == [
         "in 0:04",
         "in 0:02",
         "now",
         "now",
     ]
-    [running] = rows_of([daemon("x", "alpha.b.1", 1, until_ms=3_400)])
+    [running] = Daemons.read([daemon("x", "alpha.b.1", 1, until_ms=3_400)])
     assert running.next_text(0.0) == ""
 
 
 def test_daemon_that_should_run_and_does_not_says_why() -> None:
-    [held] = rows_of([daemon("x", "alpha.b.1", 1, state="stopped", held_back="cordoned")])
-    [mute] = rows_of([daemon("x", "alpha.b.1", 1, state="stopped")])
-    [done] = rows_of([daemon("x", "alpha.b.1", 1, state="stopped", intent="stop")])
+    [held] = Daemons.read([daemon("x", "alpha.b.1", 1, state="stopped", held_back="cordoned")])
+    [mute] = Daemons.read([daemon("x", "alpha.b.1", 1, state="stopped")])
+    [done] = Daemons.read([daemon("x", "alpha.b.1", 1, state="stopped", intent="stop")])
     assert held.detail(0.0) == "held back: cordoned"
     assert "should run and does not" in mute.detail(0.0)
     assert done.detail(0.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"cpu": 0.5, "memory": 512 << 20}, "0.5 cores, 512M memory"),
+        ({"cpu": 1, "memory": None}, "1 core"),
+        ({"memory": 2 << 30}, "2.0G memory"),
+        ({"cpu": "1", "memory": -5}, ""),
+        ({"cpu": 1e308, "memory": float("nan")}, ""),
+        (None, ""),
+        (7, ""),
+    ],
+)
+def test_amounts_are_said_in_the_words_of_a_spec_and_nonsense_is_not_said(given: Any, said: str) -> None:
+    assert amounts(given) == said
+    [one] = Daemons.read([daemon("x", "alpha.b.1", 1, resources=given)])
+    assert (f"needs {said}" in one.whole(0.0)) is bool(said)
 
 
 def test_rows_of_a_silent_node_are_kept_aged_and_let_go_after_a_minute() -> None:
@@ -246,10 +264,15 @@ def test_found_text_is_told_apart_wherever_it_stands() -> None:
     ("changes", "said"),
     [
         ({"state": "draining", "maintenance": "entering_maintenance", "reason": "1 daemon to stop",
-          "maintenance_until_ms": 260_000}, "entering maintenance: 1 daemon to stop, 4:20 left"),
+          "maintenance_until_ms": 260_000}, "entering maintenance, 4:20 left: 1 daemon to stop"),
         ({"state": "draining", "maintenance": "drain_failed", "reason": "slow still runs",
-          "maintenance_until_ms": -12_000}, "drain failed: slow still runs, past its deadline by 12s"),
-        ({"maintenance": "recovery", "maintenance_until_ms": 60_000}, "recovery: 1:00 left"),
+          "maintenance_until_ms": -12_000}, "drain failed, past its deadline by 12s: slow still runs"),
+        ({"maintenance": "recovery", "maintenance_until_ms": 60_000}, "recovery, 1:00 left"),
+        ({"state": "draining", "maintenance": "entering_maintenance", "maintenance_until_ms": 260_000,
+          "reason": "entering maintenance: 1 replica held (big)"},
+         "entering maintenance, 4:20 left: 1 replica held (big)"),
+        ({"state": "degraded", "maintenance": "recovery", "reason": "cpu over 95 %"}, "cpu over 95 %; recovery"),
+        ({"state": "updating", "reason": "update", "deadline_ms": 60_000}, "update, 1:00 left"),
         ({"cordoned": True}, "cordoned: takes nothing new"),
         ({}, ""),
     ],

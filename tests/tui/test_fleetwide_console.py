@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -319,6 +320,20 @@ def test_fleet_at_80_cells_tells_maintenance_and_cordon_below_the_row() -> None:
                 row("alpha.compute.e91b04", 0xE91B04, cordoned=True),
             ]  # fmt: skip
             here.client.put(delta(changed))
-            await here.shows("entering maintenance: 1 daemon to stop, 9:1", "cordoned: takes nothing new")
+            await here.shows("entering maintenance, 9:1", "cordoned: takes nothing new")
+
+    asyncio.run(main())
+
+
+def test_age_of_an_answer_stays_in_the_title_whatever_filter_and_order_stand_there() -> None:
+    async def main() -> None:
+        async with console(size=NORMAL) as here:
+            await here.press("4")
+            await here.shows("11 daemons")
+            await here.press(":", "=daemons state:crash_looping sort:-restarts @alpha", "enter")
+            await here.until(lambda: re.search(r"1 of \d+ daemons .* \ds old", here.line("daemons @alpha")))
+            long = "=daemons node:/alpha.*/ health:healthy restarts<9 state:running sort:-restarts @alpha"
+            await here.press(":", long, "enter")
+            await here.until(lambda: re.search(r" \ds old *$", here.line("daemons @alpha")), "its age")
 
     asyncio.run(main())

@@ -177,6 +177,9 @@ def test_names_are_elided_in_the_middle_only_when_too_long() -> None:
 
 def test_sentences_end_at_a_word() -> None:
     assert text.shorten("cpu over 95 % for 15 s", 14) == "cpu over 95 …"
+    assert text.shorten("to gateway.860942, heard", 14) == "to gate…60942,"
+    assert text.shorten("to gateway.860942 heard", 18) == "to gateway.860942…"
+    assert text.shorten("to gateway.860942", 16) == "to gate…y.860942"
 
 
 @given(st.lists(st.integers(0, 1000) | st.none(), max_size=80), st.integers(0, 60))

@@ -6,18 +6,16 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from discovery.errors import LocalError, QuarterdeckError, Refused, RemoteError, Unreachable
-from tui.cli.common import Scope, document, on_terminal, out, run, say, scoped
-from tui.cli.failures import FAILED, OK, UNREACHABLE, USAGE, Fail, line_of, refusal_status
+from tui.cli.common import Scope, document, on_terminal, out, read_input, run, say, scoped
+from tui.cli.failures import FAILED, OK, USAGE, Fail, op_failure
 
 if TYPE_CHECKING:
     from agent.spec.difference import Difference
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from tui.ops import Aim
     from tui.signers import Signer
 
-STDIN = "-"
 LINES_SHOWN = 200
 """Of a difference, before the question; `--json` has them all."""
 SKEW_TOLD_MS = 30_000
@@ -160,17 +157,9 @@ def _named(now: InForce) -> str:
 def _read(path: str) -> str:
     from agent.spec.reading import SPEC_MAX_BYTES
 
+    data = read_input(path, SPEC_MAX_BYTES, "spec file", "; a spec of that size is not read")
     try:
-        if path == STDIN:
-            data = sys.stdin.buffer.read(SPEC_MAX_BYTES + 1)
-        else:
-            with Path(path).expanduser().open("rb") as file:
-                data = file.read(SPEC_MAX_BYTES + 1)
-        if len(data) > SPEC_MAX_BYTES:
-            raise Fail(USAGE, f"{path}: larger than {SPEC_MAX_BYTES} bytes; a spec of that size is not read")
         return data.decode()
-    except OSError as why:
-        raise Fail(USAGE, f"{path}: {why.strerror or why}; name a spec file that you can read") from why
     except UnicodeDecodeError as why:
         raise Fail(USAGE, f"{path}: not UTF-8 at byte {why.start}; save it as UTF-8") from why
 
@@ -232,7 +221,7 @@ async def _in_force(goal: Goal, timeout_s: float) -> InForce:
     if isinstance(content := answer.get("content"), bytes):
         text = content.decode("utf-8", "replace")
         try:
-            spec = read_spec(text)
+            spec = read_spec(text, in_force=True)
         except LocalError as why:
             spec, unread = None, f"the one in force can't be read by this build ({why})"
     elif op_id:
@@ -262,11 +251,14 @@ def _difference(now: InForce, spec: FleetSpec, rows: Sequence[Row]) -> Differenc
 
 def _candidate(row: Row, keeps: Mapping[str, Sequence[str]]) -> Any:
     from agent.spec.placing import Candidate, may_run
+    from agent.spec.resources import Capacity
 
     try:
         number = int(str(row.get("id")), 16)
     except ValueError:
         return None
+    capacity = row.get("capacity") or {}
+    cpu, memory = (capacity.get(key) for key in ("cpu", "memory"))
     eligible = may_run(str(row.get("state")), str(row.get("maintenance") or "active"))
     return Candidate(
         id=number,
@@ -276,6 +268,7 @@ def _candidate(row: Row, keeps: Mapping[str, Sequence[str]]) -> Any:
         eligible=eligible and row.get("source") != "spawned" and not row.get("expired"),
         cordoned=bool(row.get("cordoned")),
         keeps=frozenset(keeps.get(str(row.get("id")), ())),
+        capacity=Capacity(None if cpu is None else round(cpu * 1000), memory),
     )
 
 
@@ -395,14 +388,9 @@ def _tell(scope: Scope, result: Mapping[str, Any]) -> int:
         say(
             f"mesh {result['mesh']}: its clock is {abs(result['skew_ms']) / 1000:.0f} s {way}; check its time service"
         )
-    if result["result"] not in ("done", "accepted"):
-        refused = result["result"] == "refused"
-        status = refusal_status(str(result["code"])) if refused else UNREACHABLE
-        word = "outcome unknown: " if result["result"] == "unknown" else ""
-        code = f" ({result['code']})" if result["code"] else ""
-        why = result["reason"] or result["result"]
-        click.echo(line_of(f"apply {result['target']}: {word}{why}{code}", status, "apply"), err=True)
-        return status
+    if failure := op_failure(str(result["target"]), result, "apply"):
+        click.echo(failure[1], err=True)
+        return failure[0]
     missed = result["nodes"].get("missed") or []
     if missed:
         for name in missed:

@@ -1,4 +1,4 @@
-"""`qd put`, `qd get`, `qd chains`: files that the mesh keeps, and what is held where."""
+"""`qd put`, `qd get`: files that the mesh keeps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import click
 from discovery.errors import QuarterdeckError, Refused, RemoteError
 from tui.cli.common import Scope, document, is_terminal, out, run, scoped
 from tui.cli.failures import USAGE, Fail
+from tui.model.ages import size
 
 if TYPE_CHECKING:
     from tui.client import Client
@@ -67,7 +67,7 @@ async def _put(scope: Scope, file: Path, replicas: int, name: str | None) -> Non
     else:
         wanted = "uncounted" if not replicas else f"{replicas} wanted"
         out(
-            f"{name}: {size_words(offer.size)} put at {answer['node']}, {wanted}; "
+            f"{name}: {size(offer.size)} put at {answer['node']}, {wanted}; "
             f"sha256 {offer.hash}; see `qd chains`"
         )
 
@@ -136,6 +136,8 @@ async def _get(scope: Scope, name: str, output: Path | None) -> None:
     target = Path(name) if output is None else output
     if target.is_dir():
         target = target / name
+    if not target.parent.is_dir():
+        raise Fail(USAGE, f"{target.parent}: no such directory; name a place that you can write")
     began = time.monotonic()
     async with await scope.attach() as client:
         found = await client.ask("artifact", {"name": name})
@@ -180,65 +182,7 @@ async def _get(scope: Scope, name: str, output: Path | None) -> None:
     if scope.json:
         document(answer)
     else:
-        out(f"{target}: {size_words(put.size)}, verified; put by {signer.fingerprint}")
-
-
-@click.command()
-@scoped()
-def chains(scope: Scope) -> None:
-    """Chains and artifacts of the answering node's mesh: how many hold each, and who."""
-    run(_chains(scope))
-
-
-async def _chains(scope: Scope) -> None:
-    async with await scope.attach() as client:
-        if scope.mesh not in (None, client.mesh):
-            raise Refused(
-                "unknown_mesh", f"mesh {scope.mesh}: {client.name} holds nothing of it; ask one of its nodes"
-            )
-        rows = (await client.ask("chains")).get("rows")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise RemoteError("chains: the agent's answer is not a list of rows; is it of another version?")
-    if scope.json:
-        document(rows)
-    else:
-        out(chains_table(rows))
-
-
-def chains_table(rows: Sequence[dict[str, Any]]) -> str:
-    """`qd chains` for people: what has too few holders first."""
-    from tui.cli.tables import table
-    from tui.model.ages import UNKNOWN, age
-    from tui.model.text import clean
-
-    if not rows:
-        return "no chains or artifacts"
-
-    def missing(row: dict[str, Any]) -> bool:
-        held, desired = row.get("held"), row.get("desired")
-        return isinstance(held, int) and isinstance(desired, int) and held < desired
-
-    ordered = sorted(rows, key=lambda row: (not missing(row), str(row.get("name"))))
-    lines = []
-    for row in ordered:
-        desired, pulls = row.get("desired"), row.get("pulls") or []
-        coming = ", ".join(
-            f"{clean(p.get('node'))} {share_words(p.get('done'), p.get('total'))}" for p in pulls
-        )
-        waits = row.get("stabilising_ms")
-        lines.append(
-            [
-                clean(row.get("name")),
-                clean(row.get("kind")),
-                f"{row.get('held')}/{UNKNOWN if desired is None else desired}",
-                UNKNOWN if row.get("size") is None else size_words(int(row["size"])),
-                clean(row.get("leader")) or UNKNOWN,
-                ", ".join(clean(holder) for holder in row.get("holders") or []) or UNKNOWN,
-                coming or (f"settles for {age(waits)}" if waits else ""),
-            ]
-        )
-    colours = ["yellow" if missing(row) else None for row in ordered]
-    return table(["NAME", "KIND", "HELD>", "SIZE>", "LEADER", "HOLDERS", "COMING"], lines, colours)
+        out(f"{target}: {size(put.size)}, verified; put by {signer.fingerprint}")
 
 
 class Progress:
@@ -257,7 +201,7 @@ class Progress:
         if not self._terminal or (now - self._drawn < REDRAW_EVERY_S and done != self._total):
             return
         self._drawn, self._shown = now, True
-        line = f"{self._what}: {share_words(done, self._total)} of {size_words(self._total)}"
+        line = f"{self._what}: {share_words(done, self._total)} of {size(self._total)}"
         click.echo(f"\r{line}\x1b[K", err=True, nl=False)
 
     def end(self) -> None:
@@ -265,16 +209,6 @@ class Progress:
         if self._shown:
             click.echo("\r\x1b[K", err=True, nl=False)
             self._shown = False
-
-
-def size_words(size: int) -> str:
-    """Bytes for people."""
-    amount, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024 or unit == "TiB":
-            break
-        amount /= 1024
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
 
 
 def share_words(done: Any, total: Any) -> str:
@@ -295,4 +229,4 @@ def _name(name: str, file: Path | None, *, given: bool) -> str:
     raise Fail(USAGE, f"{what}: no name for an artifact; {cure}")
 
 
-__all__ = ["chains", "get", "put"]
+__all__ = ["get", "put"]

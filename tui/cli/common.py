@@ -17,7 +17,7 @@ import msgspec
 
 from agent.config import AGENT_OPTIONS, CLIENT_OPTIONS, click_options, resolve
 from agent.home import Home
-from tui.cli.failures import FAILED, Fail
+from tui.cli.failures import FAILED, USAGE, Fail
 
 if TYPE_CHECKING:
     from tui.client import Client
@@ -114,6 +114,24 @@ def _piped_to() -> int | None:
         return fd if stat.S_ISFIFO(os.fstat(fd).st_mode) else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+STDIN = "-"
+
+
+def read_input(path: str, most_bytes: int, what: str, too_large: str) -> bytes:
+    """The content of a file, of standard input for `-`; an error of usage where it can't be read, or is larger."""
+    try:
+        if path == STDIN:
+            data = sys.stdin.buffer.read(most_bytes + 1)
+        else:
+            with Path(path).expanduser().open("rb") as file:
+                data = file.read(most_bytes + 1)
+    except OSError as why:
+        raise Fail(USAGE, f"{path}: {why.strerror or why}; name a {what} that you can read") from why
+    if len(data) > most_bytes:
+        raise Fail(USAGE, f"{path}: larger than {most_bytes} bytes{too_large}")
+    return data
 
 
 def say(line: str) -> None:

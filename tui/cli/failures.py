@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from agent import opmessage
 from discovery.errors import LocalError, QuarterdeckError, Refused, Unreachable
@@ -77,6 +78,18 @@ def line_of(text: str, status: int, command: str | None) -> str:
             cure = f"see `qd {command} --help`"
         said = f"{said}; {cure}"
     return f"qd: {said}"
+
+
+def op_failure(what: str, result: Mapping[str, Any], command: str) -> tuple[int, str] | None:
+    """Exit status and line of an op that was neither done nor accepted; None for one that was."""
+    if result["result"] in ("done", "accepted"):
+        return None
+    refused = result["result"] == "refused"
+    status = refusal_status(str(result["code"])) if refused else UNREACHABLE
+    word = "outcome unknown: " if result["result"] == "unknown" else ""
+    code = f" ({result['code']})" if result["code"] else ""
+    why = result["reason"] or result["result"]
+    return status, line_of(f"{command} {what}: {word}{why}{code}", status, command)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

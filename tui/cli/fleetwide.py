@@ -1,4 +1,4 @@
-"""Commands that ask the whole fleet: daemons, failures. Who doesn't answer is told, and does not hide the others."""
+"""Commands that ask the whole fleet: daemons, failures, chains. Who doesn't answer is told, and does not hide the others."""
 
 from __future__ import annotations
 
@@ -33,6 +33,25 @@ def daemons(scope: Scope) -> None:
 def failures(scope: Scope) -> None:
     """The failure rings of every live node, and of dead ones as their replicas have them."""
     run(_show(scope, "failures", FAILURE_KEYS))
+
+
+@click.command()
+@scoped()
+def chains(scope: Scope) -> None:
+    """Chains and artifacts of the answering node's mesh: how many hold each, and who."""
+    run(_chains(scope))
+
+
+async def _chains(scope: Scope) -> None:
+    from tui.cli.tables import chains_table
+
+    async with await scope.attach() as client:
+        answer = await client.chains(scope.mesh)
+    if scope.json:
+        document(answer["rows"])
+    else:
+        out(chains_table(answer["rows"]))
+    tell_silent(answer)
 
 
 async def _show(scope: Scope, what: str, keys: Sequence[str]) -> None:

@@ -93,8 +93,17 @@ async def _node(scope: Scope, text: str) -> None:
     from tui.ops import Aim
 
     async with Aim(scope.home, scope.via, scope.mesh, scope.operator_key, say) as aim:
-        target = await aim.resolve(text)
-        page = {**NODE_PAGE, **await target.client.node(target.id)}
+        try:
+            target = await aim.resolve(text)
+            told = await target.client.node(target.id)
+        except Refused as why:
+            if why.code != "gone":
+                raise
+            try:  # its row is gone, and its last may still be held
+                told = await (await aim.first()).last(text)
+            except Refused:
+                raise why from None
+        page = {**NODE_PAGE, **told}
         if scope.json:
             document(page)
         else:

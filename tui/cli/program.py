@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "operators": ("tui.cli.auditing:operators", "Who may command the mesh; grant and revoke."),
     "append": ("tui.cli.userchains:append", "Put a record on a chain."),
     "apply": ("tui.cli.applying:apply", "Have a mesh run what a spec file says."),
-    "chains": ("tui.cli.artifacts:chains", "What is held where."),
+    "chains": ("tui.cli.fleetwide:chains", "What is held where."),
     "get": ("tui.cli.artifacts:get", "Write an artifact to a file."),
     "put": ("tui.cli.artifacts:put", "Have the mesh keep a file."),
     "clear-avoid": ("tui.cli.acting:clear_avoid", "Have nodes forget whom they avoid."),

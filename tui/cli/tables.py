@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -14,6 +13,8 @@ from tui.model.text import clean, pad, width
 
 Row = Mapping[str, Any]
 
+PAGE_CELLS = 100
+"""Of the page of a node, on a terminal or not."""
 STATE_COLOURS = {
     "joining": "cyan",
     "alive": "green",
@@ -167,13 +168,30 @@ def meshes_table(rows: Sequence[Row]) -> str:
 
 def daemons_table(rows: Sequence[Row]) -> str:
     """`qd daemons` for people: the columns of the console's view, trouble first, why in the line below."""
-    found, lines = _view("daemons", rows)
-    out = lines[:1]
-    for daemon, line in zip(found, lines[1:], strict=True):
-        out.append(f"{UNICODE.daemon(daemon.state)} {line}")
-        if why := daemon.detail(0.0):
+    return _explained("daemons", rows, lambda daemon: UNICODE.daemon(daemon.state)) or "no daemons"
+
+
+def chains_table(rows: Sequence[Row]) -> str:
+    """`qd chains` for people: the columns of the console's view, under-held first, what is on its way in the line below."""
+    from tui.model.chains import chain_lead
+    from tui.model.spans import plain
+    from tui.model.table import Scene
+
+    return (
+        _explained("chains", rows, lambda chain: plain(chain_lead(chain, Scene())))
+        or "no chains or artifacts"
+    )
+
+
+def _explained(name: str, rows: Sequence[Row], lead: Callable[[Any], str]) -> str:
+    """The table of a view with a sign before each row, and below it what there is to say about it."""
+    found, lines = _view(name, rows)
+    out = [f"  {line}" for line in lines[:1]]
+    for item, line in zip(found, lines[1:], strict=True):
+        out.append(f"{lead(item)} {line}")
+        if why := item.detail(0.0):
             out.append(f"      {why}")
-    return "\n".join([f"  {out[0]}", *out[1:]]) if found else "no daemons"
+    return "\n".join(out)
 
 
 def failures_table(rows: Sequence[Row]) -> str:
@@ -196,28 +214,18 @@ def _view(name: str, rows: Sequence[Row]) -> tuple[list[Any], list[str]]:
 
 
 def node_page(page: Row) -> str:
-    """`qd node` for people: the row, then what is known beyond it, section by section; empty sections are left out."""
-    row = page.get("node") if isinstance(page.get("node"), Mapping) else {}
-    lines = []
-    for key, value in (row or {}).items():
-        if key in ("history",) or value in (None, [], {}, ""):
-            continue
-        shown = _figure(key, value)
-        lines.append(f"{pad(clean(key), 22)}  {shown}")
-    for key, value in page.items():
-        if key == "node" or value in (None, [], {}):
-            continue
-        if key == "why" and isinstance(value, list):
-            lines += ["", "why", *(f"  {event_line(e)}" for e in value if isinstance(e, Mapping))]
-        elif isinstance(value, list):
-            lines += ["", clean(key), *(f"  {_compact(item)}" for item in value)]
-        elif key == "history":
-            continue
-        elif isinstance(value, Mapping):
-            lines += ["", clean(key), *(f"  {pad(clean(k), 20)}  {_compact(v)}" for k, v in value.items())]
-        else:
-            lines.append(f"{pad(clean(key), 22)}  {_figure(key, value)}")
-    return "\n".join(lines)
+    """`qd node` for people: the page that the console shows, from the answer as it came."""
+    from tui.model import page as model
+    from tui.model.rows import Fleet
+    from tui.model.spans import plain
+
+    fleet = Fleet()
+    fleet.fold({"full": True, "rows": [page.get("node")]}, 0.0)
+    row = next(iter(fleet.rows.values()), None)
+    if row is None:
+        return "no node"
+    lines = model.node_page(row, page, 0.0, "", fleet, 0.0, PAGE_CELLS)
+    return "\n".join(plain(line).removeprefix(" ").rstrip() for line in lines)
 
 
 def result_line(row: Row) -> str:
@@ -233,22 +241,6 @@ def result_line(row: Row) -> str:
         said.append(route)
     line = f"{_text(row, 'op')} {_text(row, 'target')}: {', '.join(said)}"
     return f"{line}: {_text(row, 'reason')}" if _text(row, "reason") else line
-
-
-def _figure(key: str, value: Any) -> str:
-    if key == "state":
-        return state_words(clean(value))
-    if key.endswith("_ms") and number(value) is not None:
-        return rtt(number(value)) if key == "rtt_ms" else age(number(value))
-    if key in ("cpu", "mem", "disk"):
-        return share(number(value))
-    return _compact(value)
-
-
-def _compact(value: Any) -> str:
-    if isinstance(value, (dict, list)):
-        return clean(json.dumps(value, ensure_ascii=False, default=str))
-    return clean(value)
 
 
 def _text(row: Row, key: str) -> str:

@@ -6,23 +6,20 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from discovery.errors import QuarterdeckError, Refused, RemoteError, Unreachable
-from tui.cli.common import Scope, document, json_line, out, run, say, scoped
-from tui.cli.failures import OK, UNREACHABLE, USAGE, Fail, line_of, refusal_status
+from tui.cli.common import STDIN, Scope, document, json_line, out, read_input, run, say, scoped
+from tui.cli.failures import OK, USAGE, Fail, op_failure
 
 if TYPE_CHECKING:
     from tui.client import Client
     from tui.signers import Signer
 
-STDIN = "-"
 RECORDS_SHOWN = 2_048
 
 
@@ -46,20 +43,8 @@ def _named(chain: str) -> str:
 def _read(file: str) -> bytes:
     from agent.opmessage import APPEND_MAX_BYTES
 
-    try:
-        if file == STDIN:
-            content = sys.stdin.buffer.read(APPEND_MAX_BYTES + 1)
-        else:
-            with Path(file).expanduser().open("rb") as opened:
-                content = opened.read(APPEND_MAX_BYTES + 1)
-    except OSError as why:
-        raise Fail(USAGE, f"{file}: {why.strerror or why}; name a file that you can read") from why
-    if len(content) > APPEND_MAX_BYTES:
-        cure = "put what is larger with `qd put`"
-        raise Fail(
-            USAGE, f"{file}: larger than {APPEND_MAX_BYTES} bytes, the most that a record may have; {cure}"
-        )
-    return content
+    too_large = ", the most that a record may have; put what is larger with `qd put`"
+    return read_input(file, APPEND_MAX_BYTES, "file", too_large)
 
 
 async def _append(scope: Scope, chain: str, content: bytes) -> int:
@@ -141,14 +126,9 @@ async def _hand_over(
 
 
 def _tell(scope: Scope, chain: str, result: Mapping[str, Any]) -> int:
-    if result["result"] not in ("done", "accepted"):
-        refused = result["result"] == "refused"
-        status = refusal_status(str(result["code"])) if refused else UNREACHABLE
-        word = "outcome unknown: " if result["result"] == "unknown" else ""
-        code = f" ({result['code']})" if result["code"] else ""
-        why = result["reason"] or result["result"]
-        click.echo(line_of(f"append {chain}: {word}{why}{code}", status, "append"), err=True)
-        return status
+    if failure := op_failure(chain, result, "append"):
+        click.echo(failure[1], err=True)
+        return failure[0]
     if result["recorded"] == "local":
         say(f"append {chain}: recorded at {result['target']} alone so far")
     if not scope.json:
@@ -171,6 +151,10 @@ async def _tail(scope: Scope, chain: str) -> None:
     async with await _attach(scope) as client:
         async with contextlib.aclosing(client.tail(chain, limit, scope.more["follow"])) as rows:
             async for row in rows:
+                if row.get("gone") is True:
+                    say(
+                        f"tail {chain}: older records are gone; the spec's keep_bytes and keep_for say what is kept"
+                    )
                 if scope.json:
                     json_line(row)
                 else:

@@ -6,7 +6,7 @@ kept for a while and ages, and it is named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from tui.model import ages
@@ -21,6 +21,43 @@ PERIOD_S = 2.0
 STALE_S = 3 * PERIOD_S
 KEPT_S = 60.0
 """So long the rows of a silent node stay, as observers keep a dead one."""
+
+
+class ToldRow:
+    """A row as its node tells it. `data` is the row as received; every duration counts on by the viewer's own clock."""
+
+    __slots__ = ("_search", "data", "id", "mesh", "node", "node_id", "reason", "received")
+
+    def __init__(self, data: Mapping[str, Any], now: float) -> None:
+        self.data = data
+        self.received = now
+        self.node_id = clean(data.get("node_id"))
+        self.node = clean(data.get("node")) or self.node_id
+        self.mesh = clean(data.get("mesh"))
+        self.reason = clean(data.get("reason"))
+        self.id = ""
+        self._search: str | None = None
+
+    def figure(self, key: str) -> float | None:
+        """A number of the row, None where it is unknown or nonsense."""
+        return ages.number(self.data.get(key))
+
+    def age_ms(self, now: float) -> float | None:
+        """Since what it tells of began or happened."""
+        age = self.figure("age_ms")
+        return None if age is None else age + (now - self.received) * 1000
+
+    def words(self) -> list[str]:
+        """What bare words and regular expressions look at, besides where it is and why."""
+        return []
+
+    @property
+    def search(self) -> str:
+        """All of its words."""
+        if self._search is None:
+            found = [*self.words(), self.node, self.node_id, self.mesh, self.reason]
+            self._search = " ".join(word for word in found if word).lower()
+        return self._search
 
 
 class Told(Protocol):
@@ -76,6 +113,14 @@ class Asked(Generic[T]):
         self.version += 1
         self.by = clean(given.get("answered_by"))
         self.at, self.error = now, ""
+
+    @classmethod
+    def read(cls, documents: Iterable[object], now: float = 0.0) -> list[T]:
+        """The rows of documents that were read once, as commands print them."""
+        book: Any = cls
+        made: Asked[T] = book()
+        made.fold({"rows": list(documents)}, now)
+        return list(made.rows.values())
 
     def failed(self, why: str) -> None:
         """No answer came: the rows stay, and age."""

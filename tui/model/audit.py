@@ -8,9 +8,8 @@ from typing import Any
 from tui.model import ages
 from tui.model.ages import number
 from tui.model.asked import MOST, STALE_S, Asked
-from tui.model.locator import Kind, Value
 from tui.model.spans import Line
-from tui.model.table import Column, Scene
+from tui.model.table import Column, Scene, hidden, text_cell
 from tui.model.text import clean, elide, shorten, width
 
 BAD = frozenset({"refused", "void", "failed"})
@@ -102,13 +101,6 @@ def named(rows: Iterable[Mapping[str, Any]], names: Mapping[str, str]) -> list[d
     ]
 
 
-def rows_of(documents: Iterable[object], now: float = 0.0) -> list[Entry]:
-    """Entries from documents that were read once, as `qd audit` prints them."""
-    book = Audit()
-    book.fold({"rows": list(documents)}, now)
-    return list(book.rows.values())
-
-
 class Audit(Asked[Entry]):
     """The audit of the attached node's mesh, oldest first. After the first answer only its end is asked for."""
 
@@ -183,16 +175,6 @@ def entry_lead(entry: Entry, scene: Scene) -> Line:
     )
 
 
-def _text(
-    of: Callable[[Entry], str], role: str = "text", cut: Callable[[str, int, str], str] = elide
-) -> Cell:
-    def cell(entry: Entry, scene: Scene, cells: int) -> Line:
-        text = of(entry)
-        return [(cut(text, cells, scene.glyphs.ellipsis), role)] if text else [(ages.UNKNOWN, "soft")]
-
-    return cell
-
-
 def _when(entry: Entry, scene: Scene, cells: int) -> Line:
     return [(ages.date(entry.at_ms, cells >= 19), "text")]
 
@@ -213,12 +195,12 @@ AUDIT: tuple[Column[Entry], ...] = (
         grows=(7,),
     ),
     Column(
-        "op", "OP", "text", (8, 20), 0, _text(lambda e: e.op), lambda e, now: e.text("op") or None, "what was asked for",
-        ideal=lambda e, s: width(e.op), grows=(2,),
+        "op", "OP", "text", (8, 20), 0, text_cell(lambda e: e.op), lambda e, now: e.text("op") or None, "what was asked for",
+        ideal=lambda e, s: width(e.op), grows=(0,),
     ),
     Column(
-        "target", "TARGET", "text", (14, 40), 1, _text(lambda e: e.target, "name"), lambda e, now: e.target or None,
-        "of which node", ideal=lambda e, s: width(e.target), grows=(3,),
+        "target", "TARGET", "text", (14, 40), 1, text_cell(lambda e: e.target, "name"), lambda e, now: e.target or None,
+        "of which node", ideal=lambda e, s: width(e.target), grows=(1,),
     ),
     Column(
         "result", "RESULT", "word", (8, 20), 0, _result, lambda e, now: e.result or None,
@@ -226,7 +208,7 @@ AUDIT: tuple[Column[Entry], ...] = (
         ideal=lambda e, s: width(e.result), grows=(2,),
     ),
     Column(
-        "operator", "OPERATOR", "text", (10, 32), 2, _text(lambda e: e.operator), lambda e, now: e.operator or None,
+        "operator", "OPERATOR", "text", (10, 32), 2, text_cell(lambda e: e.operator), lambda e, now: e.operator or None,
         "who signed it", ideal=lambda e, s: width(e.operator), grows=(4,),
     ),
     Column(
@@ -234,25 +216,19 @@ AUDIT: tuple[Column[Entry], ...] = (
         "verified, NOT VERIFIED, or – where nothing signed is kept",
     ),
     Column(
-        "reason", "REASON", "text", (10, 400), 2, _text(lambda e: e.reason, cut=shorten),
+        "reason", "REASON", "text", (16, 400), 3, text_cell(lambda e: e.reason, cut=shorten),
         lambda e, now: e.reason or None, "why", ideal=lambda e, s: width(e.reason), needs="reason", grows=(4,),
     ),
 )  # fmt: skip
 
 
-def _hidden(key: str, kind: Kind, about: str, value: Callable[[Entry, float], Value]) -> Column[Entry]:
-    return Column(key, "", kind, (1,), 99, lambda e, s, w: [], value, about, needs="never")
-
-
 AUDIT_HIDDEN: tuple[Column[Entry], ...] = (
-    _hidden("op_id", "word", "the id of the op", lambda e, now: e.text("op_id") or None),
-    _hidden("id", "word", "the id of its target", lambda e, now: e.text("target") or None),
-    _hidden("by", "text", "the node that recorded it", lambda e, now: e.by_node or None),
-    _hidden("fingerprint", "word", "the key that signed it", lambda e, now: e.text("fingerprint") or None),
-    _hidden("verified", "flag", "whether its signature holds", lambda e, now: e.verified),
-    _hidden(
-        "trouble", "flag", "whether it did not take, or its signature doesn't hold", lambda e, now: e.bad
-    ),
+    hidden("op_id", "word", "the id of the op", lambda e, now: e.text("op_id") or None),
+    hidden("id", "word", "the id of its target", lambda e, now: e.text("target") or None),
+    hidden("by", "text", "the node that recorded it", lambda e, now: e.by_node or None),
+    hidden("fingerprint", "word", "the key that signed it", lambda e, now: e.text("fingerprint") or None),
+    hidden("verified", "flag", "whether its signature holds", lambda e, now: e.verified),
+    hidden("trouble", "flag", "whether it did not take, or its signature doesn't hold", lambda e, now: e.bad),
 )
 
 

@@ -152,7 +152,11 @@ def _underheld(
         of = [struck[chain.mesh, name] for name in chain.holders if (chain.mesh, name) in struck]
         if not of or chain.held is None or chain.desired is None:
             continue
-        after = max(0, int(chain.held) - sum(node in counting for node in of))
+        if len(of) == len(chain.holders):
+            lost += [] if chain.own else [chain.name]
+        elif not (of := [node for node in of if node in counting]):
+            continue
+        after = max(0, int(chain.held) - len(counting.intersection(of)))
         if after >= chain.desired:
             continue
         if chain.own:
@@ -162,8 +166,6 @@ def _underheld(
             found.setdefault(node, []).append(
                 f"{chain.name} {chain.held:.0f} → {after} of {chain.desired:.0f} held"
             )
-        if not after:
-            lost.append(chain.name)
     said: dict[str, tuple[str, ...]] = {node: (_some(names),) for node, names in found.items()}
     for node, count in own.items():
         said[node] = (*said.get(node, ()), f"{count} action chain{'s' * (count != 1)} of nodes under-held")
@@ -216,9 +218,14 @@ def _effect(row: Row, verb: str, names: Sequence[str] | None, chains: Sequence[s
     if verb == "update":
         if row.state == "updating":
             return "updates already"
+        new = "stale: takes the code on its disk" if row.stale else "takes the code on its disk"
         if row.data.get("fresh") is True:
-            return "runs the code on its disk: nothing new to take"
-        return "stale: takes the code on its disk" if row.stale else "takes the code on its disk"
+            new = "runs the code on its disk: nothing new to take"
+        one = running == 1
+        restart = "restarts, unless it lives" if one else "restart, unless they live"
+        return (
+            f"{new}; {running} daemon{'s' * (not one)}{named} {restart} through updates" if running else new
+        )
     if verb == "resume":
         if row.text("maintenance") in MAINTAINED:
             return "is in maintenance: only its exit lifts that"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tui.model import ages
 from tui.model.ages import number
 from tui.model.asked import Asked
-from tui.model.locator import Kind, Locator, Term, Value
+from tui.model.locator import Locator, Term
 from tui.model.spans import Line
-from tui.model.table import Column, Scene
-from tui.model.text import clean, elide, shorten, width
+from tui.model.table import Column, Scene, hidden, text_cell
+from tui.model.text import clean, shorten, width
 
 ADMIN, NODE = "admin", "node/"
 """The mesh's own chains: the admin chain, and how the name of a node's action chain begins."""
@@ -117,7 +117,8 @@ class Chain:
         waits = f"changes wait {ages.countdown(left)} until it has settled" if left is not None else ""
         if self.missing:
             lack = f"{self.missing} more wanted" if self.held else "nobody holds it"
-            how = f"on its way to {coming}" if coming else waits or "no copy is on its way"
+            back = clean(self.data.get("held_back"))
+            how = f"on its way to {coming}" if coming else back or "no copy is on its way"
             return "; ".join(part for part in (f"{lack}: {how}", self.uncounted) if part)
         if self.spare:
             return ", ".join(part for part in (f"{self.spare} more than wanted", waits) if part)
@@ -162,13 +163,6 @@ def make(data: Mapping[str, Any], now: float) -> Chain | None:
     return Chain(data, now) if isinstance(data.get("name"), str) and clean(data["name"]) else None
 
 
-def rows_of(documents: Iterable[object], now: float = 0.0) -> list[Chain]:
-    """Rows from documents that were read once, as `qd chains` prints them."""
-    book = Chains()
-    book.fold({"rows": list(documents)}, now)
-    return list(book.rows.values())
-
-
 class Chains(Asked[Chain]):
     """Every chain and artifact of the attached node's mesh, as last asked for."""
 
@@ -208,16 +202,6 @@ def chain_lead(chain: Chain, scene: Scene) -> Line:
     return [(scene.glyphs.state("alive"), "alive")] if chain.held is not None else [("?", "soft")]
 
 
-def _text(
-    of: Callable[[Chain], str], role: str = "text", cut: Callable[[str, int, str], str] = elide
-) -> Cell:
-    def cell(chain: Chain, scene: Scene, cells: int) -> Line:
-        text = of(chain)
-        return [(cut(text, cells, scene.glyphs.ellipsis), role)] if text else [(ages.UNKNOWN, "soft")]
-
-    return cell
-
-
 def _held(chain: Chain, scene: Scene, cells: int) -> Line:
     return [(chain.counts, "hot" if chain.missing else "text")]
 
@@ -242,17 +226,17 @@ def _held_by(chain: Chain) -> str:
 
 CHAINS: tuple[Column[Chain], ...] = (
     Column(
-        "name", "NAME", "text", (12, 40), 0, _text(lambda c: c.name, "name"), lambda c, now: c.name,
+        "name", "NAME", "text", (12, 40), 0, text_cell(lambda c: c.name, "name"), lambda c, now: c.name,
         "its name in the mesh", ideal=lambda c, s: width(c.name), grows=(3,),
     ),
-    Column("kind", "KIND", "word", (8,), 2, _text(lambda c: c.kind), lambda c, now: c.kind or None, "chain or artifact"),
+    Column("kind", "KIND", "word", (8,), 2, text_cell(lambda c: c.kind), lambda c, now: c.kind or None, "chain or artifact"),
     Column(
         "held", "HELD", "number", (5,), 0, _held, lambda c, now: c.held,
         "how many hold it and count, of how many should", right=True,
     ),
     Column("size", "SIZE", "number", (10,), 5, _size, lambda c, now: c.bytes, "how large it is, in bytes", right=True),
     Column(
-        "leader", "LEADER", "text", (14, 40), 3, _text(lambda c: c.leader.removeprefix(f"{c.mesh}.")),
+        "leader", "LEADER", "text", (14, 40), 3, text_cell(lambda c: c.leader.removeprefix(f"{c.mesh}.")),
         lambda c, now: c.leader or None, "the node that leads it: its highest-id live holder",
         ideal=lambda c, s: width(c.leader.removeprefix(f"{c.mesh}.")), grows=(6,),
     ),
@@ -265,26 +249,22 @@ CHAINS: tuple[Column[Chain], ...] = (
         "copies on their way, with their progress", needs="coming", ideal=lambda c, s: width(c.coming()), grows=(5,),
     ),
     Column(
-        "mesh", "MESH", "word", (5, 16), 7, _text(lambda c: c.mesh), lambda c, now: c.mesh or None,
+        "mesh", "MESH", "word", (5, 16), 7, text_cell(lambda c: c.mesh), lambda c, now: c.mesh or None,
         "the mesh that keeps it", needs="meshes", ideal=lambda c, s: width(c.mesh),
     ),
     Column(
-        "holders", "HOLDERS", "text", (16, 400), 4, _text(_held_by, cut=shorten),
+        "holders", "HOLDERS", "text", (16, 400), 4, text_cell(_held_by, cut=shorten),
         lambda c, now: ", ".join(c.holders) or None, "who holds it and lives",
         ideal=lambda c, s: width(_held_by(c)), grows=(6,),
     ),
 )  # fmt: skip
 
 
-def _hidden(key: str, kind: Kind, about: str, value: Callable[[Chain, float], Value]) -> Column[Chain]:
-    return Column(key, "", kind, (1,), 99, lambda c, s, w: [], value, about, needs="never")
-
-
 CHAINS_HIDDEN: tuple[Column[Chain], ...] = (
-    _hidden("desired", "number", "how many should hold it", lambda c, now: c.desired),
-    _hidden("missing", "number", "how many holders too few", lambda c, now: float(c.missing)),
-    _hidden("underheld", "flag", "whether too few hold it", lambda c, now: c.missing > 0),
-    _hidden("hash", "word", "the hash of an artifact", lambda c, now: clean(c.data.get("hash")) or None),
+    hidden("desired", "number", "how many should hold it", lambda c, now: c.desired),
+    hidden("missing", "number", "how many holders too few", lambda c, now: float(c.missing)),
+    hidden("underheld", "flag", "whether too few hold it", lambda c, now: c.missing > 0),
+    hidden("hash", "word", "the hash of an artifact", lambda c, now: clean(c.data.get("hash")) or None),
 )
 
 

@@ -11,7 +11,7 @@ from tui.model.locator import Kind, Value
 from tui.model.meshes import MeshRow
 from tui.model.rows import Row, marks
 from tui.model.spans import Line
-from tui.model.table import Column, Scene
+from tui.model.table import Column, Scene, hidden
 from tui.model.text import elide, pad, shorten, width
 
 RowCell = Callable[[Row, Scene, int], Line]
@@ -187,25 +187,20 @@ FLEET: tuple[Column[Row], ...] = (
 )  # fmt: skip
 
 
-def _hidden(key: str, kind: Kind, about: str, value: RowValue) -> Column[Row]:
-    """A column to filter and sort by that has no place in the table."""
-    return Column(key, "", kind, (1,), 99, lambda r, s, w: [], value, about, needs="never")
-
-
 FLEET_HIDDEN: tuple[Column[Row], ...] = (
-    _hidden("id", "word", "its id", lambda r, now: r.id),
-    _hidden("node", "text", "the node's name", lambda r, now: r.name),
-    _hidden("since", "duration", "how long it has been in its state", lambda r, now: r.since_ms(now)),
-    _hidden("fresh", "flag", "whether it runs the code on its disk", lambda r, now: r.data.get("fresh")),
-    _hidden("stale", "flag", "whether it runs older code than is on its disk", lambda r, now: r.stale),
-    _hidden("suspect", "flag", "whether it is being checked", lambda r, now: r.flag("suspect")),
-    _hidden("cordoned", "flag", "whether it takes no new work", lambda r, now: r.flag("cordoned")),
-    _hidden("source", "word", "how it is known", lambda r, now: r.text("source") or None),
-    _hidden("expired", "flag", "whether its mesh has expired", lambda r, now: r.expired),
-    _hidden("evidence", "word", "how a death is known: exited, silent", lambda r, now: r.evidence[0] or None),
-    _hidden("reason", "text", "why it is in its state", lambda r, now: r.reason or None),
-    _hidden("wire", "number", "its wire version", lambda r, now: r.figure("wire")),
-    _hidden("incarnation", "number", "its incarnation", lambda r, now: r.figure("incarnation")),
+    hidden("id", "word", "its id", lambda r, now: r.id),
+    hidden("node", "text", "the node's name", lambda r, now: r.name),
+    hidden("since", "duration", "how long it has been in its state", lambda r, now: r.since_ms(now)),
+    hidden("fresh", "flag", "whether it runs the code on its disk", lambda r, now: r.data.get("fresh")),
+    hidden("stale", "flag", "whether it runs older code than is on its disk", lambda r, now: r.stale),
+    hidden("suspect", "flag", "whether it is being checked", lambda r, now: r.flag("suspect")),
+    hidden("cordoned", "flag", "whether it takes no new work", lambda r, now: r.flag("cordoned")),
+    hidden("source", "word", "how it is known", lambda r, now: r.text("source") or None),
+    hidden("expired", "flag", "whether its mesh has expired", lambda r, now: r.expired),
+    hidden("evidence", "word", "how a death is known: exited, silent", lambda r, now: r.evidence[0] or None),
+    hidden("reason", "text", "why it is in its state", lambda r, now: r.reason or None),
+    hidden("wire", "number", "its wire version", lambda r, now: r.figure("wire")),
+    hidden("incarnation", "number", "its incarnation", lambda r, now: r.figure("incarnation")),
 )
 
 
@@ -228,22 +223,21 @@ def detail(row: Row, now: float, mesh: MeshRow | None = None) -> str:
         return mesh.expiry(now)
     if row.state == "dead":
         return row.reason or "no longer there; how is not known"
-    if row.state == "degraded" and not row.maintenance:
-        cordoned = "cordoned: takes nothing new" if row.flag("cordoned") else ""
-        return "; ".join(part for part in (row.reason, cordoned) if part)
+    stands = row.maintenance.replace("_", " ")
+    if row.state == "degraded":
+        cordoned = "cordoned: takes nothing new" if row.flag("cordoned") and not stands else ""
+        return "; ".join(part for part in (row.reason, stands, cordoned) if part)
     if row.state in ("draining", "updating") or row.maintenance:
-        parts = [row.reason] if row.reason else []
+        said = row.reason if stands in row.reason else ": ".join(filter(None, (stands, row.reason)))
+        head, _, rest = said.partition(": ")
         running = row.daemons[0] if row.daemons else 0
-        if running and row.state == "draining" and "daemon" not in row.reason:
-            parts.append(f"{running} daemon{'s' * (running != 1)} to stop")
+        if running and row.state == "draining" and "daemon" not in rest:
+            rest = ", ".join(filter(None, (rest, f"{running} daemon{'s' * (running != 1)} to stop")))
         left = row.left_ms(now)
-        if left is not None:
-            parts.append(
-                f"{ages.countdown(left)} left" if left > 0 else f"past its deadline by {ages.age(-left)}"
-            )
-        stands = row.maintenance.replace("_", " ")
-        said = ", ".join(parts)
-        return ": ".join(part for part in (stands if stands not in said else "", said) if part)
+        count = ""
+        if left is not None:  # before what may have to be cut
+            count = f"{ages.countdown(left)} left" if left > 0 else f"past its deadline by {ages.age(-left)}"
+        return ": ".join(filter(None, (", ".join(filter(None, (head, count))), rest)))
     return "cordoned: takes nothing new" if row.flag("cordoned") else ""
 
 
@@ -313,7 +307,7 @@ def _event_hidden(key: str, kind: Kind, about: str) -> Column[Event]:
     def value(event: Event, now: float) -> Value:
         return event.text(key) or None
 
-    return Column(key, "", kind, (1,), 99, lambda e, s, w: [], value, about, needs="never")
+    return hidden(key, kind, about, value)
 
 
 EVENTS_HIDDEN: tuple[Column[Event], ...] = (

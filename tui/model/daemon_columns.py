@@ -9,9 +9,8 @@ from tui.model import ages
 from tui.model.columns import load_role
 from tui.model.daemons import ROLES, STATES, Daemon, saturation
 from tui.model.glyphs import UNICODE, Glyphs
-from tui.model.locator import Kind, Value
 from tui.model.spans import Line
-from tui.model.table import Column, Scene
+from tui.model.table import Column, Scene, hidden, text_cell
 from tui.model.text import elide, shorten, width
 
 Cell = Callable[[Daemon, Scene, int], Line]
@@ -70,14 +69,6 @@ def _pid(daemon: Daemon, scene: Scene, cells: int) -> Line:
     return [(ages.UNKNOWN if value is None else f"{value:.0f}", "soft" if value is None else "text")]
 
 
-def _word(of: Callable[[Daemon], str], cut: Callable[[str, int, str], str] = elide) -> Cell:
-    def cell(daemon: Daemon, scene: Scene, cells: int) -> Line:
-        text = of(daemon)
-        return [(cut(text, cells, scene.glyphs.ellipsis), "text")] if text else [(ages.UNKNOWN, "soft")]
-
-    return cell
-
-
 def _said(daemon: Daemon) -> str:
     return daemon.status or ("" if daemon.detail(daemon.received) else daemon.reason)
 
@@ -106,33 +97,29 @@ DAEMONS: tuple[Column[Daemon], ...] = (
         "how full it says it is", right=True, needs="saturation",
     ),
     Column(
-        "node", "NODE", "text", (16, 40), 1, _word(lambda d: d.node), lambda d, now: d.node or None,
+        "node", "NODE", "text", (16, 40), 1, text_cell(lambda d: d.node), lambda d, now: d.node or None,
         "the node it is on", ideal=lambda d, s: width(d.node), grows=(3,),
     ),
     Column(
-        "mesh", "MESH", "word", (5, 16), 6, _word(lambda d: d.mesh), lambda d, now: d.mesh or None,
+        "mesh", "MESH", "word", (5, 16), 6, text_cell(lambda d: d.mesh), lambda d, now: d.mesh or None,
         "the mesh it is in", needs="meshes", ideal=lambda d, s: width(d.mesh),
     ),
     Column("pid", "PID", "number", (7,), 7, _pid, lambda d, now: d.figure("pid"), "its process", right=True),
     Column(
-        "status", "SAYS", "text", (12, 200), 5, _word(_said, shorten), lambda d, now: _said(d) or None,
+        "status", "SAYS", "text", (12, 200), 5, text_cell(_said, cut=shorten), lambda d, now: _said(d) or None,
         "what it last said of itself, else the reason of its state", ideal=lambda d, s: width(_said(d)),
         needs="status",
     ),
 )  # fmt: skip
 
 
-def _hidden(key: str, kind: Kind, about: str, value: Callable[[Daemon, float], Value]) -> Column[Daemon]:
-    return Column(key, "", kind, (1,), 99, lambda d, s, w: [], value, about, needs="never")
-
-
 DAEMONS_HIDDEN: tuple[Column[Daemon], ...] = (
-    _hidden("daemon", "text", "the daemon's name", lambda d, now: d.name),
-    _hidden("id", "word", "the id of its node", lambda d, now: d.node_id or None),
-    _hidden("reason", "text", "why it is in its state", lambda d, now: d.reason or None),
-    _hidden("held_back", "text", "what keeps it from running", lambda d, now: d.held_back or None),
-    _hidden("intent", "word", "run or stop, as its spec has it", lambda d, now: d.intent or None),
-    _hidden("trouble", "flag", "whether it needs a look", lambda d, now: d.rank <= 3),
+    hidden("daemon", "text", "the daemon's name", lambda d, now: d.name),
+    hidden("id", "word", "the id of its node", lambda d, now: d.node_id or None),
+    hidden("reason", "text", "why it is in its state", lambda d, now: d.reason or None),
+    hidden("held_back", "text", "what keeps it from running", lambda d, now: d.held_back or None),
+    hidden("intent", "word", "run or stop, as its spec has it", lambda d, now: d.intent or None),
+    hidden("trouble", "flag", "whether it needs a look", lambda d, now: d.rank <= 3),
 )
 
 

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from agent.spec.resources import cores_text, size_text
 from tui.model import ages
 from tui.model.ages import number
-from tui.model.asked import Asked
+from tui.model.asked import Asked, ToldRow
 from tui.model.text import clean
 
 STATES = ("crash_looping", "backing_off", "stopping", "starting", "stopped", "running")
@@ -25,44 +26,25 @@ ROLES = {
     "running": "alive",
 }
 """The colour of a state: that of a node's state which means the same to who looks."""
+AMOUNT_MAX = 2**62
+"""Cores or bytes; more than that is nonsense."""
 KNOWN_S = 15.0
 """So long the daemons of a node are named in a forecast; after that they are only counted."""
 
 
-class Daemon:
-    """One daemon on one node. `data` is its row as received; every duration counts on by the viewer's own clock."""
+class Daemon(ToldRow):
+    """One daemon on one node."""
 
-    __slots__ = (
-        *(
-            "_search",
-            "data",
-            "health",
-            "held_back",
-            "id",
-            "mesh",
-            "name",
-            "node",
-            "node_id",
-            "rank",
-            "reason",
-        ),
-        *("received", "state"),
-    )
+    __slots__ = ("health", "held_back", "name", "rank", "state")
 
     def __init__(self, data: Mapping[str, Any], now: float) -> None:
-        self.data = data
-        self.received = now
+        super().__init__(data, now)
         self.name = clean(data.get("name"))
-        self.node_id = clean(data.get("node_id"))
-        self.node = clean(data.get("node")) or self.node_id
-        self.mesh = clean(data.get("mesh"))
         self.state = clean(data.get("state"))
         self.health = clean(data.get("health"))
-        self.reason = clean(data.get("reason"))
         self.held_back = clean(data.get("held_back"))
         self.id = f"{self.node_id or self.node}/{self.name}"
         self.rank = self._rank()
-        self._search: str | None = None
 
     def _rank(self) -> int:
         """Trouble first; what is stopped because it should be is no trouble."""
@@ -107,14 +89,10 @@ class Daemon:
         """What it last said of itself."""
         return clean(self.data.get("status"))
 
-    def figure(self, key: str) -> float | None:
-        """A number of the row, None where it is unknown or nonsense."""
-        return number(self.data.get(key))
-
-    def age_ms(self, now: float) -> float | None:
-        """How long it has been in its state."""
-        age = self.figure("age_ms")
-        return None if age is None else age + (now - self.received) * 1000
+    @property
+    def needs(self) -> str:
+        """What is set aside for it, in words; empty where it doesn't say."""
+        return amounts(self.data.get("resources"))
 
     def left_ms(self, now: float) -> float | None:
         """What is left of its backoff or crash-loop gate, never below 0; None without one."""
@@ -154,30 +132,32 @@ class Daemon:
             health or self.reason,
             f"held back: {self.held_back}" if self.held_back else "",
             f"says: {self.status}" if self.status else "",
+            f"needs {self.needs}" if self.needs and not self.held_back else "",
             f"should {self.intent}" if self.intent else "no intent: nobody asked for it",
             f"pid {pid:.0f}" if pid is not None else "",
         ]
         return "; ".join(part for part in parts if part)
 
-    @property
-    def search(self) -> str:
-        """What bare words and regular expressions look at."""
-        if self._search is None:
-            words = [self.name, self.node, self.node_id, self.mesh, self.word, self.state, self.health]
-            words += [self.reason, self.held_back, self.status, self.intent]
-            self._search = " ".join(word for word in words if word).lower()
-        return self._search
+    def words(self) -> list[str]:
+        return [self.name, self.word, self.state, self.health, self.held_back, self.status, self.intent]
+
+
+def amounts(given: object) -> str:
+    """`0.5 cores, 512M memory` of `{"cpu": cores, "memory": bytes}`; empty where neither is known."""
+    if not isinstance(given, Mapping):
+        return ""
+    cpu, memory = number(given.get("cpu")), number(given.get("memory"))
+    said = []
+    if cpu is not None and 0 <= cpu < AMOUNT_MAX:
+        said.append(f"{cores_text(round(cpu * 1000))} core{'s' * (cpu != 1)}")
+    if memory is not None and 0 <= memory < AMOUNT_MAX:
+        said.append(f"{size_text(int(memory))} memory")
+    return ", ".join(said)
 
 
 def make(data: Mapping[str, Any], now: float) -> Daemon | None:
     """A daemon out of a row; None for one without a name."""
     return Daemon(data, now) if isinstance(data.get("name"), str) and clean(data["name"]) else None
-
-
-def rows_of(documents: Iterable[object], now: float = 0.0) -> list[Daemon]:
-    """Daemons from documents that were read once, as `qd daemons` prints them."""
-    made = (make(data, now) for data in documents if isinstance(data, Mapping))
-    return [daemon for daemon in made if daemon is not None]
 
 
 def daemon_key(daemon: Daemon) -> tuple[int, str, str, str]:
@@ -201,7 +181,7 @@ class Daemons(Asked[Daemon]):
         """Takes the daemons of one node from its own page."""
         if isinstance(documents, list):
             self._pages = {n: page for n, page in self._pages.items() if now - page[0] <= KNOWN_S}
-            self._pages[node_id] = now, tuple(_running(rows_of(documents, now)))
+            self._pages[node_id] = now, tuple(_running(Daemons.read(documents, now)))
 
     def names(self, now: float) -> dict[str, tuple[str, ...]]:
         """Node id → names of the daemons that run there, of those nodes that told it within KNOWN_S."""

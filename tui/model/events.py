@@ -11,7 +11,10 @@ from tui.model.glyphs import RANK
 from tui.model.text import clean
 
 KEPT = 4096
-_KEYS = ("at_ms", "kind", "node", "id", "mesh", "from", "to", "source", "reason", "op_id", "by", "daemon")
+_KEYS = (
+    *("at_ms", "kind", "node", "id", "mesh", "from", "to", "source", "reason", "op_id", "by", "daemon"),
+    *("op", "target", "result"),
+)
 
 
 class Event:
@@ -51,7 +54,11 @@ class Event:
     def story(self) -> str:
         """What the event says beyond its kind and node: source, reason, who, and any extra field."""
         to = self.text("to")
-        parts = [self.text("daemon"), f"to {to}" if to and not self.to_state else ""]
+        holder = to.removeprefix(f"{self.mesh}.") if self.kind == "lease.changed" else to
+        op = " ".join(
+            filter(None, (self.text("op").replace("_", " "), self.text("target"), self.text("result")))
+        )
+        parts = [op, self.text("daemon"), f"to {holder}" if to and not self.to_state else ""]
         parts += [self.text("source"), self.text("reason")]
         by = self.text("by")
         if by:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tui.model import ages
 from tui.model.ages import number
 from tui.model.events import Event
-from tui.model.locator import Kind, Locator, Term, Value, split_values
+from tui.model.locator import Locator, Term, split_values
 from tui.model.spans import Line
-from tui.model.table import Column, Scene
+from tui.model.table import Column, Scene, hidden
 from tui.model.text import clean, elide, shorten, width
 
 KEPT = 5_000
@@ -271,15 +271,11 @@ LOGS: tuple[Column[LogLine], ...] = (
 )  # fmt: skip
 
 
-def _hidden(key: str, kind: Kind, about: str, value: Callable[[LogLine, float], Value]) -> Column[LogLine]:
-    return Column(key, "", kind, (1,), 99, lambda n, s, w: [], value, about, needs="never")
-
-
 LOGS_HIDDEN: tuple[Column[LogLine], ...] = (
-    _hidden("from", "text", "the logs to follow: NODE/DAEMON, or NODE", lambda n, now: n.source.name),
-    _hidden("node", "text", "the node", lambda n, now: n.source.node),
-    _hidden("daemon", "text", "the daemon", lambda n, now: n.source.daemon or None),
-    _hidden("mesh", "word", "the node's mesh", lambda n, now: n.source.mesh or None),
+    hidden("from", "text", "the logs to follow: NODE/DAEMON, or NODE", lambda n, now: n.source.name),
+    hidden("node", "text", "the node", lambda n, now: n.source.node),
+    hidden("daemon", "text", "the daemon", lambda n, now: n.source.daemon or None),
+    hidden("mesh", "word", "the node's mesh", lambda n, now: n.source.mesh or None),
 )
 
 

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from tui.model import ages
 from tui.model.columns import load_role
 from tui.model.glyphs import STATES, UNICODE, Glyphs
-from tui.model.locator import Kind, Value
 from tui.model.meshes import MeshRow
 from tui.model.spans import Line, line_width
-from tui.model.table import Column, Scene
+from tui.model.table import Column, Scene, hidden
 from tui.model.text import elide, width
 
 MeshCell = Callable[[MeshRow, Scene, int], Line]
@@ -169,24 +168,20 @@ MESHES: tuple[Column[MeshRow], ...] = (
 )  # fmt: skip
 
 
-def _hidden(key: str, kind: Kind, about: str, value: Callable[[MeshRow, float], Value]) -> Column[MeshRow]:
-    return Column(key, "", kind, (1,), 99, lambda m, s, w: [], value, about, needs="never")
-
-
 def _count(state: str) -> Column[MeshRow]:
-    return _hidden(state, "number", f"nodes that are {state}", lambda m, now: m.counts.get(state, 0))
+    return hidden(state, "number", f"nodes that are {state}", lambda m, now: m.counts.get(state, 0))
 
 
 MESHES_HIDDEN: tuple[Column[MeshRow], ...] = (
-    _hidden("expired", "flag", "whether its publisher is not heard any more", lambda m, now: m.expired),
-    _hidden("impostor", "flag", "whether another key publishes its name", lambda m, now: bool(m.impostors)),
-    _hidden("listed", "flag", "whether it shows this mesh its nodes", lambda m, now: not m.counts_only),
-    _hidden("home", "flag", "whether this home holds its keys", lambda m, now: m.data.get("home") is True),
-    _hidden("id", "word", "the id of its publisher", lambda m, now: m.publisher_id or None),
-    _hidden("addr", "text", "where its publisher answers", lambda m, now: m.publisher_addr or None),
-    _hidden("pub", "text", "the fingerprint of its key", lambda m, now: m.text("pub") or None),
-    _hidden("version", "number", "the version of its listing", lambda m, now: m.figure("version")),
-    _hidden("reason", "text", "what the agent adds", lambda m, now: m.text("reason") or None),
+    hidden("expired", "flag", "whether its publisher is not heard any more", lambda m, now: m.expired),
+    hidden("impostor", "flag", "whether another key publishes its name", lambda m, now: bool(m.impostors)),
+    hidden("listed", "flag", "whether it shows this mesh its nodes", lambda m, now: not m.counts_only),
+    hidden("home", "flag", "whether this home holds its keys", lambda m, now: m.data.get("home") is True),
+    hidden("id", "word", "the id of its publisher", lambda m, now: m.publisher_id or None),
+    hidden("addr", "text", "where its publisher answers", lambda m, now: m.publisher_addr or None),
+    hidden("pub", "text", "the fingerprint of its key", lambda m, now: m.text("pub") or None),
+    hidden("version", "number", "the version of its listing", lambda m, now: m.figure("version")),
+    hidden("reason", "text", "what the agent adds", lambda m, now: m.text("reason") or None),
     *(_count(state) for state in STATES),
 )
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from tui.model import ages
-from tui.model.columns import load_role
-from tui.model.glyphs import UNICODE, Glyphs, bar
+from tui.model.glyphs import UNICODE, Glyphs
 from tui.model.mesh_columns import counts, lead
 from tui.model.meshes import MeshRow
-from tui.model.page import LABEL, fact, section
+from tui.model.page import LABEL, fact, gauge, section
 from tui.model.rows import Fleet
 from tui.model.spans import Line
 from tui.model.text import elide, pad, wrap
@@ -66,15 +65,5 @@ def _nodes(mesh: MeshRow, now: float, cells: int, glyphs: Glyphs) -> list[Line]:
     lines: list[Line] = [[*told, *counts(mesh, glyphs)]]
     room = max(6, min(30, cells - LABEL - 9))
     for key, label in (("cpu", "cpu"), ("mem", "memory")):
-        value = None if mesh.expired else mesh.figure(key)
-        filled, rest = bar(value, room, glyphs)
-        role = "track" if value is None else "spark"
-        lines.append(
-            [
-                (" " + pad(label, LABEL), "soft"),
-                (filled, role),
-                (rest, "track"),
-                (f" {ages.share(value):>4}", load_role(value)),
-            ]
-        )
+        lines.append(gauge(label, None if mesh.expired else mesh.figure(key), room, glyphs))
     return lines

@@ -10,7 +10,7 @@ from typing import Any
 
 from tui.model import ages, daemon_columns
 from tui.model.ages import number
-from tui.model.daemons import daemon_key, rows_of, saturation
+from tui.model.daemons import Daemons, daemon_key, saturation
 from tui.model.failures import Failure
 from tui.model.glyphs import Glyphs
 from tui.model.spans import Line
@@ -48,7 +48,7 @@ def _rest(value: object) -> list[Line]:
 def daemons(doc: Doc, passed_ms: float, cells: int, glyphs: Glyphs) -> list[Line]:
     """A line a daemon, trouble first, and below it what there is to say."""
     given = doc.get("daemons")
-    found = sorted(rows_of(_maps(given)), key=daemon_key)
+    found = sorted(Daemons.read(_maps(given)), key=daemon_key)
     now = passed_ms / 1000  # the rows were received at 0
     name_cells = min(max((width(d.name) for d in found), default=0), max(10, cells // 3))
     lines: list[Line] = []
@@ -57,6 +57,7 @@ def daemons(doc: Doc, passed_ms: float, cells: int, glyphs: Glyphs) -> list[Line
         facts = [
             f"{restarts:.0f} restart{'s' * (restarts != 1)}" if restarts else "",
             f"{ages.share(full)} full" if full is not None else "",
+            f"needs {daemon.needs}" if daemon.needs else "",
             daemon.status,
         ]
         line: Line = [(" ", "text"), *daemon_columns.lead(daemon, glyphs), (" ", "text")]

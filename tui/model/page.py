@@ -8,6 +8,7 @@ from typing import Any
 from tui.model import ages, node_sections
 from tui.model.ages import number
 from tui.model.columns import detail, load_role
+from tui.model.daemons import amounts
 from tui.model.events import Event
 from tui.model.glyphs import UNICODE, Glyphs, bar, spark
 from tui.model.rows import Fleet, Row, marks
@@ -49,23 +50,21 @@ def head(row: Row, fleet: Fleet, now: float, cells: int, glyphs: Glyphs) -> list
     return lines
 
 
+def gauge(label: str, value: float | None, room: int, glyphs: Glyphs) -> Line:
+    """A load as a bar of `room` cells and a figure."""
+    filled, rest = bar(value, room, glyphs)
+    role = "track" if value is None else "spark"
+    figure = (f" {ages.share(value):>4}", load_role(value))
+    return [(" " + pad(label, LABEL), "soft"), (filled, role), (rest, "track"), figure]
+
+
 def vitals(row: Row, now: float, cells: int, glyphs: Glyphs) -> list[Line]:
     """Loads as bars, and the history of the processor; dimmed when old."""
     gone = row.state == "dead"
     lines: list[Line] = []
     room = max(6, min(30, cells - LABEL - 9))
     for key, label in (("cpu", "cpu"), ("mem", "memory"), ("disk", "disk")):
-        value = None if gone else row.figure(key)
-        filled, rest = bar(value, room, glyphs)
-        role = "track" if value is None else "spark"
-        lines.append(
-            [
-                (" " + pad(label, LABEL), "soft"),
-                (filled, role),
-                (rest, "track"),
-                (f" {ages.share(value):>4}", load_role(value)),
-            ]
-        )
+        lines.append(gauge(label, None if gone else row.figure(key), room, glyphs))
     count = len(row.history)
     per_cell = max(1, -(-count // max(1, cells - 2)))
     trend = spark(row.history, -(-count // per_cell), glyphs)
@@ -107,6 +106,7 @@ def facts(row: Row, fleet: Fleet, now: float, cells: int) -> list[Line]:
     if row.daemons is not None:
         running, total = row.daemons
         lines += fact("daemons", f"{running} of {total} running" if total else "none", cells)
+    lines += fact("capacity", amounts(row.data.get("capacity")), cells)
     failures = row.figure("failures")
     lines += fact("failures", ages.UNKNOWN if failures is None else f"{failures:.0f}", cells)
     if row.text("maintenance") not in ("", "active"):
@@ -206,7 +206,8 @@ def _standing(row: Row, told: Mapping[str, Any], passed_ms: float, cells: int) -
             for key, label in (("cpu", "cpu"), ("mem", "memory"), ("disk", "disk"))
             if isinstance(last, Mapping) and number(last.get(key)) is not None
         ]
-        return lines + fact("last loads", ", ".join(loads), cells)
+        at = ages.clock(number(last.get("at_ms"))) if isinstance(last, Mapping) else ages.UNKNOWN
+        return lines + fact("last loads", f"{', '.join(loads)}, recorded at {at}" if loads else "", cells)
     lines = fact(
         "told by",
         f"the node itself, {age} old" if itself else f"{by}, {age} old: the node itself was not heard",
@@ -214,9 +215,12 @@ def _standing(row: Row, told: Mapping[str, Any], passed_ms: float, cells: int) -
     )
     if not itself:
         return lines
+    wanted = (
+        "nothing more than is held back" if told.get("held_back") else "nothing: what is, is what should be"
+    )
     quiet = (
         ("maintenance", node_sections.maintenance(told, passed_ms, cells), "active: neither drained nor in maintenance"),
-        ("wants", told.get("wants"), "nothing: what is, is what should be"),
+        ("wants", told.get("wants"), wanted),
         ("held back", told.get("held_back"), "nothing"),
         ("replicas", told.get("replicas"), "none"),
         ("avoids", told.get("avoid_list"), "nobody"),
@@ -247,6 +251,7 @@ def _told_sections(
         ("recently emitted", _items(emitted, cells) if emitted != told.get("wants") else []),
         ("peers", node_sections.peers(told, cells, glyphs)),
         ("stats", node_sections.stats(told, cells)),
+        ("refused or dropped", _items(told.get("counters"), cells)),
     )
     old = number(told.get("age_ms")) if "last_vitals" in told else None
     ago = "" if old is None else f", as of {ages.age(old + passed_ms)} ago"

@@ -141,7 +141,7 @@ class Row:
     @property
     def stale(self) -> bool:
         """Whether it runs other code than is on its disk, as judged by the node that answers."""
-        return self.data.get("fresh") is False
+        return self.data.get("fresh") is False and self.state != "dead"
 
     @property
     def present(self) -> bool:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
+from tui.model import ages
 from tui.model.glyphs import UNICODE, Glyphs
 from tui.model.locator import Field, Kind, Locator, Predicate, Value, compile_filter, sort_key
 from tui.model.spans import Line
+from tui.model.text import elide
 
 T = TypeVar("T")
 
@@ -63,6 +65,23 @@ class Column(Generic[T]):
     @property
     def schema(self) -> Field:
         return Field(self.kind, self.value)
+
+
+def hidden(key: str, kind: Kind, about: str, value: Callable[[T, float], Value]) -> Column[T]:
+    """A column to filter and sort by that has no place in the table."""
+    return Column(key, "", kind, (1,), 99, lambda item, scene, cells: [], value, about, needs="never")
+
+
+def text_cell(
+    of: Callable[[T], str], role: str = "text", cut: Callable[[str, int, str], str] = elide
+) -> Callable[[T, Scene, int], Line]:
+    """A cell of one text, `–` where that is empty; `cut` shortens it."""
+
+    def cell(item: T, scene: Scene, cells: int) -> Line:
+        text = of(item)
+        return [(cut(text, cells, scene.glyphs.ellipsis), role)] if text else [(ages.UNKNOWN, "soft")]
+
+    return cell
 
 
 @dataclass(frozen=True)

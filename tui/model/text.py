@@ -85,15 +85,20 @@ def elide(text: str, cells: int, ellipsis: str = ELLIPSIS) -> str:
 
 
 def shorten(text: str, cells: int, ellipsis: str = ELLIPSIS) -> str:
-    """`text`, ended at a word with an ellipsis where it is longer than `cells`; a single long word is elided."""
+    """`text`, ended at a word with an ellipsis where it is longer than `cells`. A long word is elided where little would
+    be left without it."""
     if width(text) <= cells:
         return text
     kept = head(text, cells - width(ellipsis) - 1)
     if text[len(kept) : len(kept) + 1] not in ("", " "):
-        cut = kept.rfind(" ")
-        if cut <= 0:
-            return elide(text, cells, ellipsis)
-        kept = kept[:cut]
+        kept = kept[: max(0, kept.rfind(" "))]
+        if width(kept) < cells // 3:
+            word, *more = text[len(kept) :].split(maxsplit=1)
+            kept, end = f"{kept} " if kept else "", ellipsis if more else ""
+            room = cells - width(kept) - width(end)
+            return kept + (
+                f"{word}{end}" if width(word) <= room else elide(word, room + width(end), ellipsis)
+            )
     return f"{kept.rstrip()} {ellipsis}" if kept.strip() else elide(text, cells, ellipsis)
 
 

@@ -43,19 +43,19 @@ _STUFF: dict[Source, _Stuff] = {
         lambda found, me: mesh_columns.mesh_facts(found),
     ),
     "daemons": _Stuff(
-        daemons.rows_of, lambda d: d.search, lambda d: {}, daemons.daemon_key, daemons.daemon_height,
+        daemons.Daemons.read, lambda d: d.search, lambda d: {}, daemons.daemon_key, daemons.daemon_height,
         lambda found, me: daemon_columns.daemon_facts(found),
     ),
     "chains": _Stuff(
-        chains.rows_of, lambda c: c.search, lambda c: {}, chains.chain_key, chains.chain_height,
+        chains.Chains.read, lambda c: c.search, lambda c: {}, chains.chain_key, chains.chain_height,
         lambda found, me: chains.chain_facts(found),
     ),
     "audit": _Stuff(
-        audit.rows_of, lambda e: e.search, lambda e: {}, lambda e: e.key, lambda e: 1,
+        audit.Audit.read, lambda e: e.search, lambda e: {}, lambda e: e.key, lambda e: 1,
         lambda found, me: audit.audit_facts(found),
     ),
     "failures": _Stuff(
-        failures.rows_of, lambda f: f.search, lambda f: {}, lambda f: f.key, lambda f: 1,
+        failures.Failures.read, lambda f: f.search, lambda f: {}, lambda f: f.key, lambda f: 1,
         lambda found, me: failures.failure_facts(found),
     ),
     "logs": _Stuff(

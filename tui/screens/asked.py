@@ -8,11 +8,12 @@ from textual.app import ComposeResult
 
 from tui.model.asked import Asked
 from tui.model.rows import Change, Row
-from tui.model.spans import Line, line_width, spread
+from tui.model.spans import Line, fit, line_width, spread
+from tui.model.table import Scene
 from tui.model.text import wrap
 from tui.model.views import VIEWS
 from tui.polling import Poll
-from tui.screens.fleet import TableBased
+from tui.screens.tables import TableBased
 from tui.widgets.lines import Lines
 from tui.widgets.table import TableView
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from tui.app import QuarterdeckApp
 
 WHOLE_LINES = 4
+STANDING_CELLS = 22
+"""For how old an answer is and how many are missing, where there is hardly any room."""
 
 
 class AskedView(TableBased):
-    """A table of rows out of `book`, which `client.<view>(mesh)` fills; below it the row under the cursor in full."""
+    """A table of the rows of `deck.<view>`, which `client.<view>(mesh)` fills; below it the row under the cursor in full."""
 
     noun = ("row", "rows")
     unknown = "does not know this question: update it"
@@ -32,18 +35,33 @@ class AskedView(TableBased):
     """So many seconds from one question to the next."""
     book: Asked[Any]
 
-    def __init__(self, deck: QuarterdeckApp, book: Asked[Any], lead: Any, detail: Any, facts: Any) -> None:
+    @staticmethod
+    def lead(item: Any, scene: Scene, /) -> Line:
+        """The sign before a row."""
+        return []
+
+    @staticmethod
+    def detail(item: Any, scene: Scene, /) -> str:
+        """The line below a row; empty where there is nothing to say."""
+        return ""
+
+    @staticmethod
+    def facts(rows: list[Any], /) -> frozenset[str]:
+        """Which of the optional columns have anything to show."""
+        return frozenset()
+
+    def __init__(self, deck: QuarterdeckApp) -> None:
         super().__init__(deck)
-        self.book = book
+        book = self.book = getattr(deck, self.view)
         self.table = VIEWS[self.view].new_table()
         self._shown = -1
         """The version of the book that the table holds."""
         self.poll = Poll(deck, self, book, self.ask, self._fresh, self.beats, self.unknown)
         self.grid = TableView(
             self.table,
-            lead=lead,
-            detail=detail,
-            facts=facts,
+            lead=self.lead,
+            detail=self.detail,
+            facts=self.facts,
             old=lambda item, now: book.old(item, now) or deck.blind(),
             empty=self._empty,
         )
@@ -139,10 +157,15 @@ class AskedView(TableBased):
             left.append((f"  {len(table.marks)} marked", "accent"))
         if summary := self.summary():
             left += [("  ", "text"), *summary]
-        if order := self.sort_text():
-            left.append((f"  {order}", "soft"))
-        right = self.book.standing(self.deck.now(), cells - line_width(left) - 3)
-        return spread(left, [*right, (" ", "text")], cells)
+        # How old all of it is stands nowhere else: for it the order leaves, which the head of its column shows too, and
+        # then the end of a long filter.
+        now, order = self.deck.now(), self.sort_text()
+        ordered: Line = [*left, (f"  {order}", "soft")] if order else left
+        for said in (ordered, left):
+            if right := self.book.standing(now, cells - line_width(said) - 3):
+                return spread(said, [*right, (" ", "text")], cells)
+        right = self.book.standing(now, STANDING_CELLS)
+        return [*fit(left, max(0, cells - line_width(right) - 2)), (" ", "text"), *right, (" ", "text")]
 
     def _whole(self, cells: int) -> list[Line]:
         """Who is missing, by name; then the row under the cursor in full, where the table had to shorten it."""

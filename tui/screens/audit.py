@@ -22,15 +22,9 @@ class AuditView(AskedView):
     unknown = "keeps no audit: update it"
     beats = 3
     sort_columns = ("op", "target", "operator", "result", "signature")
-
-    def __init__(self, deck: QuarterdeckApp) -> None:
-        super().__init__(
-            deck,
-            deck.audit,
-            lead=audit.entry_lead,
-            detail=lambda entry, scene: "",
-            facts=audit.audit_facts,
-        )
+    markable = False
+    lead = staticmethod(audit.entry_lead)
+    facts = staticmethod(audit.audit_facts)
 
     async def ask(self, client: Any) -> dict[str, Any]:
         """The end of the record, joined to what is held; all of it where that doesn't fit. An answer about a mesh that is
@@ -65,11 +59,6 @@ class AuditView(AskedView):
     def row(self) -> Row | None:
         entry: audit.Entry | None = self.table.current
         return None if entry is None else self.deck.fleet.rows.get(entry.text("target"))
-
-    def mark(self) -> None:
-        """Not marked: ops act on nodes."""
-
-    mark_all = mark
 
     def nothing(self) -> list[Line]:
         mesh = self._mesh() or self.deck.fleet.mesh

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tui.model import chains
 from tui.model.locator import Locator
 from tui.model.spans import Line
+from tui.model.table import Scene
 from tui.screens.asked import AskedView
 from tui.screens.base import View
 
@@ -27,15 +28,13 @@ class ChainsView(AskedView):
     unknown = "keeps no chains: update it"
     beats = 2
     sort_columns = ("name", "kind", "held", "size", "leader")
+    markable = False
+    lead = staticmethod(chains.chain_lead)
+    facts = staticmethod(chains.chain_facts)
 
-    def __init__(self, deck: QuarterdeckApp) -> None:
-        super().__init__(
-            deck,
-            deck.chains,
-            lead=chains.chain_lead,
-            detail=lambda chain, scene: chain.detail(scene.now),
-            facts=chains.chain_facts,
-        )
+    @staticmethod
+    def detail(item: chains.Chain, scene: Scene) -> str:
+        return item.detail(scene.now)
 
     async def ask(self, client: Any) -> dict[str, Any]:
         """Every mesh in view, each by one of its nodes; a mesh that doesn't say is named among the silent."""
@@ -69,11 +68,6 @@ class ChainsView(AskedView):
 
     def row(self) -> None:
         """No node: a chain has several."""
-
-    def mark(self) -> None:
-        """Not marked: ops act on nodes."""
-
-    mark_all = mark
 
     def nothing(self) -> list[Line]:
         mesh = self._mesh() or self.deck.fleet.mesh

@@ -9,6 +9,7 @@ from tui.model.daemons import Daemon
 from tui.model.locator import Locator
 from tui.model.logs import choosing
 from tui.model.spans import Line
+from tui.model.table import Scene
 from tui.screens.asked import AskedView
 from tui.screens.base import View
 
@@ -22,15 +23,15 @@ class DaemonsView(AskedView):
     view = "daemons"
     noun = ("daemon", "daemons")
     sort_columns = ("state", "name", "health", "restarts", "saturation", "node", "age")
+    facts = staticmethod(daemon_columns.daemon_facts)
 
-    def __init__(self, deck: QuarterdeckApp) -> None:
-        super().__init__(
-            deck,
-            deck.daemons,
-            lead=lambda daemon, scene: daemon_columns.lead(daemon, scene.glyphs),
-            detail=lambda daemon, scene: daemon.detail(scene.now),
-            facts=daemon_columns.daemon_facts,
-        )
+    @staticmethod
+    def lead(item: Daemon, scene: Scene) -> Line:
+        return daemon_columns.lead(item, scene.glyphs)
+
+    @staticmethod
+    def detail(item: Daemon, scene: Scene) -> str:
+        return item.detail(scene.now)
 
     def summary(self) -> Line:
         return daemon_columns.counts(self.deck.daemons.counts(self._mesh()), self.deck.glyphs)

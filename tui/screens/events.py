@@ -11,14 +11,16 @@ from textual.containers import Container
 from discovery.errors import QuarterdeckError
 from tui.model import ages, past
 from tui.model.events import KEPT, Event
+from tui.model.loads import Loads
 from tui.model.locator import Locator
 from tui.model.rows import Change, Row
 from tui.model.spans import Line, spread
 from tui.model.table import Scene
 from tui.model.text import wrap
 from tui.model.views import VIEWS
+from tui.rewinding import Rewinding
 from tui.screens.base import View
-from tui.screens.fleet import WIDE, TableBased
+from tui.screens.tables import WIDE, FollowingTable
 from tui.widgets.lines import Lines
 from tui.widgets.page import PageView
 from tui.widgets.table import TableView
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from tui.app import QuarterdeckApp
 
 
-PAST_CELLS = 66
+PAST_CELLS = 72
 """Of the pane with the fleet as it was, where it stands beside the events."""
 
 
@@ -39,47 +41,6 @@ def _lead(event: Event, scene: Scene) -> Line:
             role,
         )
     ]
-
-
-class FollowingTable(TableBased):
-    """A table whose newest line is its last, and whose cursor stays on it until somebody looks back."""
-
-    whole: Lines
-    """The line under the cursor in full, below the table."""
-
-    def __init__(self, deck: QuarterdeckApp) -> None:
-        super().__init__(deck)
-        self.follow = True
-        self.unseen = 0
-        """What came while it was not following."""
-
-    def move(self, key: str) -> None:
-        super().move(key)
-        self.whole.remake()
-        at_end = self.table.cursor == (self.table.order[-1] if self.table.order else None)
-        if key == "last":
-            self.follow, self.unseen = True, 0
-        elif not at_end:
-            self.follow = False
-
-    def toggle_follow(self) -> None:
-        """Follows what comes, or stops where it is."""
-        if self.follow:
-            self.follow = False
-        else:
-            self.move("last")
-
-    def following(self) -> Line:
-        """Whether it follows, and how to; for the end of the title."""
-        if self.follow:
-            return [("following ", "text")]
-        new = f"{self.unseen} new below, " if self.unseen else ""
-        return [(new, "hot"), (self.deck.key_of("follow"), "key"), (" follows ", "text")]
-
-    def mark(self) -> None:
-        """Not marked: ops act on nodes."""
-
-    mark_all = mark
 
 
 class EventsView(FollowingTable):
@@ -109,6 +70,8 @@ class EventsView(FollowingTable):
         self._asked_of = ""
         """The agent that was asked for what it keeps from before."""
         self._asking: asyncio.Task[None] | None = None
+        self.loads = Loads()
+        self.rewinding = Rewinding(deck, self.loads, self._loads_came)
 
     def compose(self) -> ComposeResult:
         self.body = Container(self.grid, self.then)
@@ -122,6 +85,7 @@ class EventsView(FollowingTable):
     def on_unmount(self) -> None:
         if self._asking is not None:
             self._asking.cancel()
+        self.rewinding.stop()
 
     def on_resize(self) -> None:
         self._fit()
@@ -181,6 +145,7 @@ class EventsView(FollowingTable):
         if key == "last":
             self._show_past(False)
         self.then.remake()
+        self._rewind()
 
     def clear_marks(self) -> bool:
         """Back to now; False when that is what was shown."""
@@ -198,7 +163,25 @@ class EventsView(FollowingTable):
         if mesh := self.table.locator.mesh:
             found = [then for then in found if then.mesh == mesh]
         room = max(3, self.then.size.height)
-        return past.past_lines(found, moment, self.deck.session.agent, cells, room, self.deck.glyphs)
+        loads, standing = {}, ""
+        if moment is not None:
+            loads, standing = self.loads.at(moment, mesh), self.loads.standing(moment, mesh)
+        agent, glyphs = self.deck.session.agent, self.deck.glyphs
+        return past.past_lines(found, moment, agent, cells, room, glyphs, loads, standing)
+
+    def _rewind(self) -> None:
+        """Has the loads of the moment on the screen asked for, if they are not known."""
+        event = self.table.current
+        shown = self.scrubbing and event is not None and self.deck.view_shown() is self
+        self.rewinding.look(event.at_ms if shown and event is not None else None, self.table.locator.mesh)
+
+    def _loads_came(self) -> None:
+        self.then.remake()
+        self.deck.changed()
+
+    def tick(self) -> None:
+        super().tick()
+        self._rewind()
 
     def _now(self) -> dict[str, past.Now]:
         """What is in view now, and since when, by the wall clock of who tells the events."""
@@ -255,21 +238,8 @@ class EventsView(FollowingTable):
 
     def _take(self) -> None:
         log = self.deck.fleet.events
-        fresh = log.next - self._known
-        self._known = log.next
-        self.table.items = {event.id: event for event in log.items}
-        self.table.touched = True
-        self.table.rebuild(self.deck.now())
-        if self.follow:
-            self.unseen = 0
-            self.table.move_to(len(self.table.order) - 1)
-        else:
-            self.unseen += fresh
-        if self.grid.is_mounted:
-            self.grid.repaint()
-            if self.follow:
-                self.grid.show_cursor()
-            self.whole.remake()
+        fresh, self._known = log.next - self._known, log.next
+        self.renew({event.id: event for event in log.items}, fresh)
 
     def set_locator(self, locator: Locator) -> None:
         self.table.items = {event.id: event for event in self.deck.fleet.events.items}

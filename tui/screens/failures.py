@@ -19,20 +19,9 @@ class FailuresView(AskedView):
     view = "failures"
     noun = ("failure", "failures")
     sort_columns = ("node", "source", "action", "target", "age")
-
-    def __init__(self, deck: QuarterdeckApp) -> None:
-        super().__init__(
-            deck,
-            deck.failures,
-            lead=failures.failure_lead,
-            detail=lambda failure, scene: "",
-            facts=failures.failure_facts,
-        )
-
-    def mark(self) -> None:
-        """Not marked: ops act on nodes."""
-
-    mark_all = mark
+    markable = False
+    lead = staticmethod(failures.failure_lead)
+    facts = staticmethod(failures.failure_facts)
 
     def nothing(self) -> list[Line]:
         key = self.deck.key_of

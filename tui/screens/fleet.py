@@ -2,143 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from textual.app import ComposeResult
-from textual.containers import Horizontal
+from typing import TYPE_CHECKING
 
 from tui.model import columns, page
-from tui.model.locator import Locator
 from tui.model.rows import Change, Row
-from tui.model.spans import Line, keep, line_width, plain, spread
+from tui.model.spans import Line, keep, line_width, spread
 from tui.model.status import build_text, lease_text, state_counts
-from tui.model.table import Scene, Table
 from tui.model.text import wrap
 from tui.model.views import VIEWS
 from tui.screens.base import View
-from tui.widgets.page import PageView
+from tui.screens.tables import PanedTable
 from tui.widgets.table import TableView
 
 if TYPE_CHECKING:
     from tui.app import QuarterdeckApp
 
-WIDE = 140
-"""From this width on the detail pane is there."""
-PANE = 52
-COLUMN_ORDER = ("state", "name", "cpu", "mem", "rtt", "age")
-"""What `s` goes through, after the default order."""
 
-
-class TableBased(View):
-    """A view that is a table: the cursor, marks, order and export of it."""
-
-    table: Table[Any]
-    grid: TableView
-    sort_columns: tuple[str, ...] = ()
-
-    @property
-    def locator(self) -> Locator:
-        return self.table.locator
-
-    def set_locator(self, locator: Locator) -> None:
-        self.table.set_locator(locator, self.deck.now())
-        if self.grid.is_mounted:
-            self.grid.repaint()
-            self.grid.show_cursor()
-
-    def tick(self) -> None:
-        if self.table.timed:
-            self.table.rebuild(self.deck.now())
-        self.grid.repaint()
-
-    def restyle(self) -> None:
-        self.grid.glyphs = self.deck.glyphs
-        self.grid.relayout()
-
-    def cursor_id(self) -> str | None:
-        return self.table.cursor
-
-    def place(self) -> tuple[str | None, float]:
-        return self.table.cursor, self.grid.scroll_y
-
-    def restore(self, cursor: str | None, scroll: float) -> None:
-        if cursor is not None:
-            self.table.go(cursor)
-        self.grid.repaint()
-        self.grid.reveal(scroll)
-        self.grid.show_cursor()
-
-    def move(self, key: str) -> None:
-        room = max(1, self.grid.size.height - 2)
-        table = self.table
-        if key == "first":
-            table.move_to(0)
-        elif key == "last":
-            table.move_to(len(table.order) - 1)
-        else:
-            table.move({"up": -1, "down": 1, "page_up": -room, "page_down": room}.get(key, 0))
-        self.grid.show_cursor()
-        self.grid.repaint()
-
-    def mark(self) -> None:
-        if self.table.cursor is not None and self.table.current is not None:
-            self.table.toggle(self.table.cursor)
-            self.move("down")
-
-    def mark_all(self) -> None:
-        self.table.mark_all()
-        self.grid.repaint()
-
-    def clear_marks(self) -> bool:
-        had = bool(self.table.marks)
-        self.table.marks.clear()
-        self.grid.repaint()
-        return had
-
-    def hidden_marks(self) -> int:
-        return len(self.table.marks - set(self.table.order))
-
-    def next_sort(self) -> None:
-        """The next column to order by; after the last one the default again."""
-        sort = self.table.locator.sort
-        choices = [None, *self.sort_columns]
-        at = choices.index(sort[0][0]) if sort and sort[0][0] in choices else 0
-        column = choices[(at + 1) % len(choices)]
-        down = column is not None and self.table.schema[column].kind in ("share", "number", "duration")
-        self.set_locator(self.table.locator.with_sort(*([(column, down)] if column else [])))
-
-    def turn_sort(self) -> None:
-        """Turns the first column's order round."""
-        sort = self.table.locator.sort
-        if sort:
-            (column, down), *rest = sort
-            self.set_locator(self.table.locator.with_sort((column, not down), *rest))
-
-    def copy_text(self) -> str:
-        item = self.table.current
-        if item is None:
-            return ""
-        scene = self.grid.scene
-        cells = [plain(place.column.cell(item, scene, place.width)).strip() for place in self.grid.placed]
-        return "  ".join(cell for cell in cells if cell)
-
-    def export(self) -> tuple[list[str], list[list[str]], list[Any]] | None:
-        items = [self.table.items[node] for node in self.table.order]
-        if not items:
-            return None
-        titles, rows = VIEWS[self.view].cells(items, self.deck.now(), self.deck.fleet.my_id)
-        return titles, rows, [item.data for item in items]
-
-    def sort_text(self) -> str:
-        sort = self.table.locator.sort
-        return "by " + ", ".join(column + (" down" if down else "") for column, down in sort) if sort else ""
-
-
-class FleetView(TableBased):
+class FleetView(PanedTable):
     """The table of nodes and the pane beside it."""
 
     view = "fleet"
-    sort_columns = COLUMN_ORDER
+    sort_columns = ("state", "name", "cpu", "mem", "rtt", "age")
 
     def __init__(self, deck: QuarterdeckApp) -> None:
         super().__init__(deck)
@@ -156,25 +40,8 @@ class FleetView(TableBased):
         self.grid.me = lambda: deck.fleet.my_id
         self.grid.holders = lambda: deck.fleet.directory.holders
         self.grid.glyphs = deck.glyphs
-        self.pane = PageView(self._pane_lines, ground="panel")
 
-    def compose(self) -> ComposeResult:
-        with Horizontal():
-            yield self.grid
-            yield self.pane
-
-    def on_mount(self) -> None:
-        self.pane.styles.width = PANE
-        self._fit()
-        self.table.rebuild(self.deck.now())
-
-    def on_resize(self) -> None:
-        self._fit()
-
-    def _fit(self) -> None:
-        self.pane.display = self.deck.size.width >= WIDE
-
-    def _pane_lines(self, cells: int) -> list[Line]:
+    def pane_lines(self, cells: int) -> list[Line]:
         row = self.row()
         return (
             [] if row is None else page.pane(row, self.deck.fleet, self.deck.now(), cells, self.deck.glyphs)
@@ -219,23 +86,6 @@ class FleetView(TableBased):
         self.grid.repaint()
         self.pane.remake()
 
-    def tick(self) -> None:
-        super().tick()
-        self.pane.remake()
-
-    def move(self, key: str) -> None:
-        super().move(key)
-        self.pane.remake()
-
-    def set_locator(self, locator: Locator) -> None:
-        super().set_locator(locator)
-        if self.pane.is_mounted:
-            self.pane.remake()
-
-    def restyle(self) -> None:
-        super().restyle()
-        self.pane.remake(force=True)
-
     def title(self, cells: int) -> Line:
         table, fleet = self.table, self.deck.fleet
         mesh = table.locator.mesh
@@ -261,6 +111,3 @@ class FleetView(TableBased):
 def make(deck: QuarterdeckApp) -> View:
     """The view, for the registry."""
     return FleetView(deck)
-
-
-__all__ = ["FleetView", "Scene", "TableBased", "make"]

@@ -15,7 +15,7 @@ from tui.model.spans import Line, line_width, spread
 from tui.model.text import elide, wrap
 from tui.model.views import VIEWS
 from tui.screens.base import View
-from tui.screens.events import FollowingTable
+from tui.screens.tables import FollowingTable
 from tui.tailing import Tails
 from tui.widgets.lines import Lines
 from tui.widgets.table import TableView
@@ -116,22 +116,9 @@ class LogsView(FollowingTable):
 
     def _take(self) -> None:
         self._timer = None
-        fresh = self.book.came - self._came
-        self._came = self.book.came
-        self.table.items = {line.id: line for line in self.book.shown()}
-        self.table.touched = True
-        self.table.rebuild(self.deck.now())
-        if self.follow:
-            self.unseen = 0
-            self.table.move_to(len(self.table.order) - 1)
-        else:
-            self.unseen += fresh
-        if self.grid.is_mounted:
-            self.grid.relayout()
-            if self.follow:
-                self.grid.show_cursor()
-            self.whole.remake()
-            self.deck.changed()
+        fresh, self._came = self.book.came - self._came, self.book.came
+        self.renew({line.id: line for line in self.book.shown()}, fresh)
+        self.deck.changed()
 
     def folded(self, change: Change) -> None:
         if change.full or change.moved or change.gone:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from textual.app import ComposeResult
-from textual.containers import Horizontal
-
 from tui.model import mesh_columns, mesh_page
 from tui.model.locator import Locator
 from tui.model.meshes import MeshRow
@@ -14,18 +11,18 @@ from tui.model.rows import Change
 from tui.model.spans import Line, spread
 from tui.model.views import VIEWS
 from tui.screens.base import View
-from tui.screens.fleet import PANE, WIDE, TableBased
-from tui.widgets.page import PageView
+from tui.screens.tables import PanedTable
 from tui.widgets.table import TableView
 
 if TYPE_CHECKING:
     from tui.app import QuarterdeckApp
 
 
-class MeshesView(TableBased):
+class MeshesView(PanedTable):
     """The table of meshes and the pane beside it."""
 
     view = "meshes"
+    markable = False
     sort_columns = ("mesh", "nodes", "publisher", "lease", "cpu", "age")
 
     def __init__(self, deck: QuarterdeckApp) -> None:
@@ -43,25 +40,8 @@ class MeshesView(TableBased):
         self.grid.clock = deck.now
         self.grid.here = lambda: deck.fleet.mesh
         self.grid.glyphs = deck.glyphs
-        self.pane = PageView(self._pane_lines, ground="panel")
 
-    def compose(self) -> ComposeResult:
-        with Horizontal():
-            yield self.grid
-            yield self.pane
-
-    def on_mount(self) -> None:
-        self.pane.styles.width = PANE
-        self._fit()
-        self.table.rebuild(self.deck.now())
-
-    def on_resize(self) -> None:
-        self._fit()
-
-    def _fit(self) -> None:
-        self.pane.display = self.deck.size.width >= WIDE
-
-    def _pane_lines(self, cells: int) -> list[Line]:
+    def pane_lines(self, cells: int) -> list[Line]:
         mesh = self.mesh()
         if mesh is None:
             return []
@@ -107,28 +87,6 @@ class MeshesView(TableBased):
             self.table.apply(self.table.items.keys(), (), now)
         self.grid.repaint()
         self.pane.remake()
-
-    def tick(self) -> None:
-        super().tick()
-        self.pane.remake()
-
-    def move(self, key: str) -> None:
-        super().move(key)
-        self.pane.remake()
-
-    def set_locator(self, locator: Locator) -> None:
-        super().set_locator(locator)
-        if self.pane.is_mounted:
-            self.pane.remake()
-
-    def restyle(self) -> None:
-        super().restyle()
-        self.pane.remake(force=True)
-
-    def mark(self) -> None:
-        """Meshes aren't marked: ops act on nodes."""
-
-    mark_all = mark
 
     def title(self, cells: int) -> Line:
         table = self.table

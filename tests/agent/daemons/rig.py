@@ -16,7 +16,7 @@ import pytest
 
 from agent.daemons.supervisor import Supervisor
 from agent.meshos.events import DaemonLifecycle
-from agent.spec.model import DaemonSpec
+from agent.spec.model import DaemonSpec, Resources
 
 NODE = "00000000000000aa"
 WITHIN_S = 15.0
@@ -33,13 +33,20 @@ class Rig:
         self.events: list[DaemonLifecycle] = []
         self.troubles: list[tuple[str, str]] = []
         self.specs = {spec.name: spec for spec in specs}
+        self.asked: list[tuple[str, Resources | None]] = []
+        self.room = True
         self.supervisor = Supervisor(
             place,
             node=NODE,
             tell=self.events.append,
             trouble=lambda daemon, reason: self.troubles.append((daemon, reason)),
             mesh=mesh,
+            room_for=self._room_for,
         )
+
+    def _room_for(self, daemon: str, needs: Resources | None) -> bool:
+        self.asked.append((daemon, needs))
+        return self.room
 
     def signals(self, name: str = "d") -> list[str]:
         return [e.signal for e in self.events if e.daemon == name]

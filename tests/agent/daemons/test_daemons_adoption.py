@@ -208,7 +208,7 @@ def test_pid_that_somebody_else_has_now_is_not_adopted_and_not_touched(tmp_path:
             run.write(tmp_path / "d" / "run.json")
             async with rig(tmp_path, spec("sleep", "100")) as r:
                 assert r.supervisor.names() == []
-                assert r.events == []
+                assert [event.signal for event in r.events] == ["crashed"], "nobody saw it end"
             assert other.poll() is None
             other.kill()
 
@@ -228,7 +228,8 @@ def test_rest_of_a_daemon_that_ended_while_no_agent_ran_is_ended(tmp_path: Path)
             os.waitpid(pid, 0)  # noqa: ASYNC222
             assert running(word)
             async with rig(tmp_path) as second:
-                assert second.troubles == [("d", "ended while no agent watched it")]
+                (told,) = second.events
+                assert (told.signal, told.reason) == ("crashed", "ended while no agent watched it")
                 await until(lambda: not running(word), "the rest is gone")
 
     asyncio.run(play())

@@ -1,4 +1,4 @@
-"""The example fleet: its spec decodes, and its programs do what their comments say."""
+"""The example fleet: its spec is read, and its programs do what their comments say."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from agent.meshos.controls import DrainStart
-from agent.spec.model import DaemonSpec, FleetSpec
+from agent.spec.model import DaemonSpec
+from agent.spec.reading import read_spec
 from tests.agent.daemons.rig import needs_systemd_notify, rig
 
 ROOT = Path(__file__).parents[3]
-FLEET = msgspec.toml.decode((ROOT / "examples" / "fleet.toml").read_bytes(), type=FleetSpec)
+FLEET = read_spec((ROOT / "examples" / "fleet.toml").read_text())
 DAEMONS = {daemon.name: daemon for daemon in FLEET.daemon}
 
 

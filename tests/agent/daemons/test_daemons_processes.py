@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ import pytest
 from agent.daemons.runs import fingerprint_of
 from agent.executor import DispatchError
 from agent.meshos.controls import BackpressureOff, BackpressureOn, DrainFinish, DrainStart
-from agent.spec.model import ControlHooks
+from agent.spec.model import ControlHooks, Resources
 from tests.agent.daemons.rig import alive, environ, needs_root, rig, running, sh, spec, until
 
 
@@ -227,6 +228,18 @@ def test_fingerprint_tells_a_changed_process_from_a_changed_place(tmp_path: Path
                 r.supervisor.fingerprint("d") == fingerprint_of(first) != fingerprint_of(spec("sleep", "200"))
             )
             assert fingerprint_of(spec("sleep", "100", on="kind=compute", count=3)) == fingerprint_of(first)
+            assert fingerprint_of(spec("sleep", "100", resources=Resources(cpu=1))) == fingerprint_of(first)
+
+
+def test_run_file_has_no_key_that_an_earlier_build_would_refuse(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with rig(
+            tmp_path, spec("sleep", "100", resources=Resources(cpu=1)), spec("sleep", "100", name="e")
+        ) as r:
+            for name in ("d", "e"):
+                await r.supervisor.start(name)
+                run = json.loads((tmp_path / name / "run.json").read_bytes())
+                assert "resources" not in run["spec"] and run["spec"]["command"] == ["sleep", "100"]
 
     asyncio.run(play())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from typing import Any, ClassVar
 import pytest
 
 from agent.daemons.contract import Health, MeshDaemon, degraded
+from agent.executor import DispatchError
 from agent.meshos.controls import BackpressureOn, DaemonControl, DrainStart, Shutdown
 from agent.meshos.events import DaemonHealth
-from agent.spec.model import DaemonSpec
+from agent.spec.model import DaemonSpec, Resources
 from tests.agent.daemons.rig import Rig, environ, rig, spec, until
 
 ROOT = Path(__file__).parents[3]
@@ -221,6 +223,51 @@ def test_class_inside_the_agent_that_does_not_end_is_cancelled_after_its_grace(
             assert r.signals() == ["started"]
             await r.told("exited_cleanly")
             assert inner.made[0].ending.cancelled()
+
+    asyncio.run(play())
+
+
+def test_class_inside_the_agent_begins_only_where_there_is_room_for_what_it_requires(
+    tmp_path: Path, inner: type[Inner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inner, "requirements", lambda self: {"cpu": 2, "memory": "512M"})
+
+    async def play() -> None:
+        async with rig(tmp_path, DaemonSpec(name="d", entry_point="inner")) as r:
+            r.room = False
+            await r.supervisor.start("d")
+            assert r.signals() == [] and r.supervisor.names() == []
+            r.room = True
+            await started(r)
+            assert r.asked == [("d", Resources(cpu=2, memory=512 << 20))] * 2
+            await r.supervisor.stop("d", 9_000)
+            await r.told("exited_cleanly")
+            r.supervisor.define({"d": DaemonSpec(name="d", entry_point="inner", resources=Resources(cpu=1))})
+            await started(r)
+            assert len(r.asked) == 2, "what its spec says counts, and was looked at already"
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("requires", "said"),
+    [
+        ({"mem": 1}, "requirements: no key `mem`; did you mean `memory`?"),
+        ({"memory": "lots"}, "requirements: `memory`: 'lots' is no size; write it as 512K, 64M"),
+        ({"cpu": -1}, "requirements: `cpu`: expected a number >= 0.001"),
+        (["cpu"], "requirements: no dictionary; return {"),
+    ],
+)
+def test_class_that_requires_what_makes_no_sense_is_a_crash_that_says_so(
+    tmp_path: Path, inner: type[Inner], monkeypatch: pytest.MonkeyPatch, requires: Any, said: str
+) -> None:
+    monkeypatch.setattr(inner, "requirements", lambda self: requires)
+
+    async def play() -> None:
+        async with rig(tmp_path, DaemonSpec(name="d", entry_point="inner")) as r:
+            with pytest.raises(DispatchError, match=re.escape(f"entry point inner: {said}")):
+                await r.supervisor.start("d")
+            assert r.signals() == ["crashed"] and r.asked == []
 
     asyncio.run(play())
 
