@@ -321,17 +321,23 @@ class FeedStore(FeedReader):
 
     def _keep_feeds(self, feeds: dict[tuple[str, bytes], Feed], dropped: Collection[str] = ()) -> None:
         """What others see: replaced whole, so that a reader in another thread sees one state or the other."""
-        self._feeds = {key: f for key, f in {**self._feeds, **feeds}.items() if key[0] not in dropped}
+        self._feeds = {key: f for key, f in self._feeds.items() if key[0] not in dropped} | feeds
         grown = {name: of for name, of in self._chains.items() if name not in dropped}
         for (chain, writer), feed in feeds.items():
-            if chain in dropped:
-                continue
             grown[chain] = {**grown.get(chain, {}), writer: feed}
         self._chains = grown
 
+    def _feeds_of(self, chain: str) -> dict[bytes, Feed]:
+        """The feeds of a chain as they are within this transaction: after all that goes into the file with it."""
+        before = {} if chain in self._change.dropped else self._chains.get(chain, {})
+        return {
+            **before,
+            **{writer: feed for (name, writer), feed in self._change.feeds.items() if name == chain},
+        }
+
     def _feed(self, chain: str, writer: bytes) -> Feed:
         """A feed as it is within this transaction; a new one if there is none."""
-        feed = self._change.feeds.get((chain, writer)) or self._feeds.get((chain, writer))
+        feed = self._feeds_of(chain).get(writer)
         if feed is not None:
             return feed
         if not 0 < len(chain) <= CHAIN_NAME_MAX or not chain.isprintable():
@@ -457,7 +463,7 @@ class FeedStore(FeedReader):
     def _retain(self, chain: str, keep_bytes: int, keep_ms: int, floor: dict[bytes, int] | None) -> int:
         db, gone = self._file.db, 0
         before_ms = self._now_ms() - keep_ms
-        feeds = {feed.writer: feed for feed in self._chains.get(chain, {}).values()}
+        feeds = self._feeds_of(chain)
         over = sum(feed.bytes for feed in feeds.values()) - keep_bytes
         cuts: dict[bytes, tuple[Link, int]] = {}
         for writer, at_ms, link, size in merge(
@@ -490,7 +496,7 @@ class FeedStore(FeedReader):
             yield feed.writer, latest, Link(number_of(key), hash_of(blob)), len(blob) + sig_size
 
     def _drop(self, chain: str, own: bool) -> None:
-        feeds = self._chains.get(chain, {})
+        feeds = self._feeds_of(chain)
         if (self.pub in feeds and not own) or chain == ADMIN:
             raise Refused("own_chain", f"chain {chain}: this node writes it")
         for feed in feeds.values():
@@ -498,6 +504,8 @@ class FeedStore(FeedReader):
             for sql in ("DELETE FROM feeds WHERE id = ?", "DELETE FROM forks WHERE feed = ?"):
                 self._file.db.execute(sql, (feed.id,))
             self._file.db.execute("DELETE FROM records WHERE id BETWEEN ? AND ?", span)
+        for writer in feeds:
+            self._change.feeds.pop((chain, writer), None)
         self._change.dropped.add(chain)
 
     def _resume(self, chain: str, after: Link) -> None:

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from agent.chain.record import DISPATCHED, Record, encode, genesis, hash_of, sig
 from agent.chain.weighing import Feed, Head, Link, Parcel, first_link, weigh
 from discovery.errors import LocalError, Refused
 from discovery.identity import Identity, id_text, verify
+from tests.discovery.loopback import until
 
 ME = Identity.from_seed(b"f" * 32)
 OTHER = Identity.from_seed(b"g" * 32)
@@ -694,3 +696,55 @@ def test_parcels_cut_lost_repeated_and_altered_in_any_way_give_only_true_records
         take(first, rows, [(n, n) for n in lacked] if order.random() < 0.7 else [])
     take(1, ROWS, [])
     assert sorted(kept) == list(range(1, 31)) and feed.holes == ()
+
+
+@contextlib.asynccontextmanager
+async def one_transaction(store: FeedStore):
+    """What is asked of the store in here goes into the file together."""
+    begun, gate = threading.Event(), threading.Event()
+    store._jobs.put(feeds_room._Job(lambda: (begun.set(), gate.wait()), False, None, None))
+    await until(begun.is_set)
+    asked = asyncio.all_tasks()
+    try:
+        yield
+        await until(lambda: store._jobs.qsize() >= len(asyncio.all_tasks() - asked))
+    finally:
+        gate.set()
+
+
+def test_record_acknowledged_together_with_a_cut_is_there_and_its_number_is_taken(path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(path) as store:
+            await store.append_all("notes", [Draft("a", {"n": n}) for n in range(9)])
+            async with one_transaction(store):
+                added = asyncio.ensure_future(store.append("notes", "a", {"n": 9}))
+                cut = asyncio.ensure_future(store.retain("notes", keep_bytes=0, keep_ms=10**9))
+                again = asyncio.ensure_future(store.append("notes", "a", {"n": 10}))
+            assert ((await added).id, await cut, (await again).id) == (10, 9, 11)
+            assert numbers(store, "notes") == [10, 11]
+            assert sum(feed.bytes for feed in store.feeds("notes")) == sum(
+                len(blob) + len(sig) for _, blob, sig in store._rows(store.feeds("notes")[0], 1, 11)
+            )
+        async with opened(path) as store:
+            assert numbers(store, "notes") == [10, 11] and store.problems == []
+
+    run(scenario)
+
+
+def test_chain_dropped_and_taken_again_together_is_what_was_taken_last(path: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(path) as store, opened(tmp_path / "other.db", OTHER) as other:
+            await other.append_all("notes", [Draft("a", {"n": n}) for n in range(5)])
+            given = other.since("notes", [Want(OTHER.pub, store.end_of("notes", OTHER.pub))], 10**6)
+            for drops in (1, 2):
+                async with one_transaction(store):
+                    asked = [asyncio.ensure_future(store.take("notes", given.parcels, durable=True))]
+                    asked.append(asyncio.ensure_future(store.drop("notes")))
+                    if drops == 1:
+                        asked.append(asyncio.ensure_future(store.take("notes", given.parcels, durable=True)))
+                await asyncio.gather(*asked)
+                assert numbers(store, "notes") == ([1, 2, 3, 4, 5] if drops == 1 else [])
+        async with opened(path) as store:
+            assert numbers(store, "notes") == [] and store.problems == []
+
+    run(scenario)
