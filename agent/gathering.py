@@ -11,7 +11,7 @@ import msgspec
 from agent.chain.audit import Entry
 from agent.params import ROWS_A_FRAME, chunked, limit_of, mapping
 from agent.view import Row
-from discovery.errors import QuarterdeckError, Refused
+from discovery.errors import QuarterdeckError
 from discovery.identity import id_text
 from discovery.links import Link
 from discovery.member import Member
@@ -91,9 +91,7 @@ class Gathering:
         mesh = mapping(params).get("mesh")
         with node.meshes.following.reading():
             await node.meshes.following.ready()
-        if mesh is not None and mesh not in node.meshes.known():
-            sees = ", ".join(node.meshes.known())
-            raise Refused("unknown_mesh", f"mesh {mesh}: not known to {node.name}; it sees {sees}")
+        node.meshes.in_view(mesh)
         everybody: list[Member] = [m for m in node.swim.members.values() if m.present]
         everybody += [m for listing, m in node.meshes.remotes() if m.present and not listing.expired]
         asked = [m for m in everybody if mesh in (None, m.record.mesh)]

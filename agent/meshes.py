@@ -464,6 +464,14 @@ class Meshes:
         """Names of the meshes in view, the own one first."""
         return [self._node.settings.mesh, *sorted(self.directory.listings)]
 
+    def in_view(self, mesh: Any) -> list[str]:
+        """The same for who asks for one of them; for None all are meant. Refused `unknown_mesh`."""
+        known = self.known()
+        if mesh is not None and mesh not in known:
+            sees = ", ".join(known)
+            raise Refused("unknown_mesh", f"mesh {mesh}: not known to {self._node.name}; it sees {sees}")
+        return known
+
     def _summary_of(self, mesh: str) -> Summary | None:
         listing = self.directory.listings.get(mesh)
         return listing.summary if listing is not None else None

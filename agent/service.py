@@ -19,6 +19,7 @@ from agent.params import (
     CARRIERS,
     HOME,
     JOIN,
+    LIMIT_MAX,
     MEMBER,
     MESH,
     OP,
@@ -42,7 +43,6 @@ from discovery.member import Member
 if TYPE_CHECKING:
     from agent.node import Node
 
-EVENTS_MAX = 10_000
 EVENTS_A_FRAME = 1_000
 """What goes into one frame of a link, which may not exceed 1 MiB."""
 CHALLENGE_TIMEOUT_S = 5.0
@@ -238,10 +238,7 @@ class Service:
         mesh = params.get("mesh") if isinstance(params, dict) else None
         with node.meshes.following.reading():
             await node.meshes.following.ready()
-        known = node.meshes.known()
-        if mesh is not None and mesh not in known:
-            sees = ", ".join(known)
-            raise Refused("unknown_mesh", f"mesh {mesh}: not known to {node.name}; it sees {sees}")
+        known = node.meshes.in_view(mesh)
         found = [row for row in node.pages.rows() if mesh in (None, row["mesh"])]
         for rows in chunked(found, ROWS_A_FRAME):
             yield {"rows": rows, "answered_by": node.name, "meshes": known}
@@ -376,10 +373,10 @@ class Service:
     async def events(self, link: Link, params: Any) -> AsyncIterator[Any]:
         """The last `limit` events that are kept, EVENTS_A_FRAME at a time; with `node` those that it keeps itself."""
         if (target := await self._asked(link, params)) is not None:
-            async for item in self._pass_on(target, "events", {"limit": limit_of(params, EVENTS_MAX)}):
+            async for item in self._pass_on(target, "events", {"limit": limit_of(params, LIMIT_MAX)}):
                 yield item
             return
-        for events in chunked(self._node.events.recent(limit_of(params, EVENTS_MAX)), EVENTS_A_FRAME):
+        for events in chunked(self._node.events.recent(limit_of(params, LIMIT_MAX)), EVENTS_A_FRAME):
             yield {"events": events}
 
     async def _asked(self, link: Link, params: Any) -> Member | None:
